@@ -1,0 +1,269 @@
+"""The mask library: ready-made masks, found by what they hold and by their size."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any, Literal
+
+from MAISILib.anatomy.labels import LabelTable
+from MAISILib.anatomy.library_index import FORMAT, VERSION, MaskEntry, read_index
+from MAISILib.anatomy.masks import REGIONS, check_mask, region_name, regions_of
+from MAISILib.errors import FileFormatError, MaskError, OutputError, RequestError
+from MAISILib.volumes import LabelMap
+
+INDEX_NAME = "masks.json"
+#: Voxel sizes that differ by less (relative) are the same.
+EXACT = 1e-3
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A mask that fits a search.
+
+    Args:
+        entry: The mask.
+        exact: Whether it has the wanted size and voxel size, so that it needs no resampling.
+        distance_mm: How far its field of view is from the wanted one (length of the difference over the three axes).
+        reason: Why it was chosen, in words.
+    """
+
+    entry: MaskEntry
+    exact: bool
+    distance_mm: float
+    reason: str
+
+
+class MaskLibrary:
+    """The masks of one index file. Use :meth:`open`.
+
+    Args:
+        folder: What the files are relative to; nothing outside is ever read.
+        entries: The masks.
+        table: What the labels mean.
+        name: Shown in messages.
+    """
+
+    def __init__(self, folder: Path, entries: Sequence[MaskEntry], table: LabelTable, name: str) -> None:
+        self.folder = folder
+        self.entries = tuple(entries)
+        self.table = table
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @classmethod
+    def open(cls, index_path: Path, format: Literal["maisi", "published"], table: LabelTable) -> MaskLibrary:
+        """Reads an index; no mask is loaded.
+
+        Raises:
+            FileFormatError: The index is missing, is not of this format or version, or an entry is wrong or points
+                outside of its folder.
+        """
+        index_path = Path(index_path)
+        entries = read_index(index_path, format)
+        return cls(index_path.absolute().parent, entries, table, index_path.name)
+
+    def search(
+        self,
+        labels: Sequence[int],
+        size: Sequence[int] | None = None,
+        spacing: Sequence[float] | None = None,
+        *,
+        body_regions: Sequence[str] | None = None,
+        rng_seed: int = 0,
+        limit: int = 10,
+    ) -> list[Candidate]:
+        """Masks that hold every requested anatomy, best first.
+
+        A mask with a tumor is used only where that tumor is asked for. Masks of the wanted size and voxel size come
+        first, then those with the nearest field of view; equally good ones are shuffled by the seed.
+
+        Args:
+            labels: Requested label values; empty for any.
+            size: Wanted number of voxels ``(X, Y, Z)``.
+            spacing: Wanted voxel size in mm. Size and spacing go together; without them every mask is equally good.
+            body_regions: Regions that the mask must reach over: ``"head"``, ``"chest"``, ``"abdomen"``, ``"lower"``.
+            rng_seed: Chooses among equally good ones.
+            limit: At most so many.
+
+        Raises:
+            RequestError: A label is not in the table, a region is unknown, or only one of size and spacing is given.
+            MaskError: No mask fits; the message says which label is in none and how many masks have each.
+        """
+        wanted = {self.table.find(value).value for value in labels}
+        regions = [REGIONS.index(region_name(word)) for word in body_regions or ()]
+        if (size is None) != (spacing is None):
+            raise RequestError("A mask is searched by size and voxel size together; give both or neither.")
+        fitting = [entry for entry in self.entries if self._fits(entry, wanted, regions)]
+        if not fitting:
+            raise MaskError(self._nothing_fits(wanted, body_regions or ()))
+        candidates = [_candidate(entry, size, spacing) for entry in fitting]
+        random.Random(rng_seed).shuffle(candidates)
+        candidates.sort(key=lambda c: (not c.exact, round(c.distance_mm, 3), _resampling(c.entry, spacing)))
+        return candidates[:limit]
+
+    def load(self, candidate: Candidate | MaskEntry) -> LabelMap:
+        """Reads the mask of a candidate.
+
+        Raises:
+            FileFormatError: The file is missing, lies outside of the library folder, or is not what the index says.
+            MaskError: It holds labels that the table does not know.
+        """
+        from MAISILib.files.nifti import read_labels
+
+        entry = candidate.entry if isinstance(candidate, Candidate) else candidate
+        path = (self.folder / entry.file).resolve()
+        if not path.is_relative_to(self.folder.resolve()):
+            raise FileFormatError(f"{self.name}: {entry.file!r} leads out of the library folder. It was not opened.")
+        if not path.is_file():
+            raise FileFormatError(
+                f"{self.name}: the mask {entry.file!r} is missing from {self.folder}. Download it again."
+            )
+        mask = read_labels(path, self.table, source=f"{self.name}: {entry.file}")
+        if mask.array.shape != entry.size:
+            raise FileFormatError(
+                f"{self.name}: {entry.file!r} has {_times(mask.array.shape)} voxels, the index says "
+                f"{_times(entry.size)}. Download or build the library again."
+            )
+        if not _close(mask.spacing, entry.spacing):
+            raise FileFormatError(
+                f"{self.name}: {entry.file!r} has voxels of {_times(mask.spacing)} mm, the index says "
+                f"{_times(entry.spacing)} mm. Download or build the library again."
+            )
+        check_mask(mask, self.table)
+        lacking = sorted(entry.labels - set(mask.labels))
+        if lacking:
+            raise FileFormatError(
+                f"{self.name}: {entry.file!r} lacks {', '.join(map(self.table.describe, lacking))}, which the index "
+                "promises. Download or build the library again."
+            )
+        return mask
+
+    def _fits(self, entry: MaskEntry, wanted: set[int], regions: Sequence[int]) -> bool:
+        if not wanted <= entry.labels or self._tumors(entry) - wanted:
+            return False
+        if not regions:
+            return True
+        if entry.regions is None:
+            return False
+        return REGIONS.index(entry.regions.top) <= min(regions) and REGIONS.index(entry.regions.bottom) >= max(regions)
+
+    def _tumors(self, entry: MaskEntry) -> set[int]:
+        return {value for value in entry.labels if value in self.table and self.table[value].is_tumor}
+
+    def _nothing_fits(self, wanted: set[int], words: Sequence[str]) -> str:
+        counts = {value: sum(value in entry.labels for entry in self.entries) for value in sorted(wanted)}
+        listed = ", ".join(f"{self.table[value].name}: {count}" for value, count in counts.items())
+        missing = [self.table[value].name for value, count in counts.items() if not count]
+        complete = [entry for entry in self.entries if wanted <= entry.labels]
+        if missing:
+            why = f"none of its {len(self)} masks has {', '.join(missing)} (masks with each: {listed})"
+            advice = "Ask for something else, or bring a mask of your own."
+        elif not complete:
+            why = f"none of its {len(self)} masks has all of them at once (masks with each: {listed})"
+            advice = "Ask for fewer, or bring a mask of your own."
+        elif all(self._tumors(entry) - wanted for entry in complete):
+            tumors = sorted({self.table[value].name for entry in complete for value in self._tumors(entry) - wanted})
+            why = (
+                f"its {len(complete)} masks with these labels have a tumor that was not asked for ({', '.join(tumors)})"
+            )
+            advice = "Ask for the tumor as well, or for other anatomies."
+        else:
+            why = f"none of the {len(complete)} masks with these labels reaches over {', '.join(words)}"
+            advice = "Ask for fewer body regions."
+        return f"The mask library {self.name!r} has no mask for this request: {why}. {advice}"
+
+
+def build_library(masks: Path | Iterable[tuple[str, LabelMap]], folder: Path, table: LabelTable) -> Path:
+    """Writes a mask library in our format: one uint8 NIfTI per mask, and the index.
+
+    Args:
+        masks: A folder of ``.nii.gz`` or ``.nii`` masks, or pairs of name and mask.
+        folder: Where to; made where it does not exist. The index is written last, so a library is whole or has none.
+        table: What the labels mean.
+
+    Returns:
+        The path of the index, ``folder/masks.json``.
+
+    Raises:
+        MaskError: A mask is empty or has labels that the table does not know.
+        FileFormatError: There are no masks, or one cannot be read.
+        OutputError: A name is not a plain file name or occurs twice, or the folder cannot be written.
+    """
+    from MAISILib.files.atomic import write_text
+    from MAISILib.files.nifti import write_labels
+
+    folder = Path(folder)
+    pairs = _from_folder(masks, table) if isinstance(masks, Path) else masks
+    rows: dict[str, dict[str, Any]] = {}
+    for name, mask in pairs:
+        file = f"masks/{name}.nii.gz"
+        if not _is_plain(name):
+            raise OutputError(f"{name!r} is not a plain file name. Name each mask with letters, digits, '-' and '_'.")
+        if any(file.casefold() == other.casefold() for other in rows):
+            raise OutputError(f"Two masks are named {name!r}. Give each mask a name of its own.")
+        check_mask(mask, table)
+        write_labels(mask, folder / file, description=mask.source or "mask library", synthetic=False)
+        regions = regions_of(mask)
+        rows[file] = {
+            "file": file,
+            "size": list(mask.array.shape),
+            "spacing": [round(step, 6) for step in mask.spacing],
+            "labels": mask.labels,
+            "top_region": regions.top if regions else None,
+            "bottom_region": regions.bottom if regions else None,
+        }
+    if not rows:
+        where = f" in {masks}" if isinstance(masks, Path) else ""
+        raise FileFormatError(f"There are no masks to build a library from{where}. Give .nii.gz label maps.")
+    listed = ",\n  ".join(json.dumps(row) for row in rows.values())
+    index = folder / INDEX_NAME
+    write_text(index, f'{{"format": "{FORMAT}", "version": {VERSION}, "masks": [\n  {listed}\n]}}\n')
+    return index
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a mask's name is a file name on every system."""
+    return bool(name) and name[0] != "." and PureWindowsPath(name).name == name and not set(name) & set('<>:"|?*\0')
+
+
+def _from_folder(folder: Path, table: LabelTable) -> Iterable[tuple[str, LabelMap]]:
+    from MAISILib.files.nifti import read_labels
+
+    for path in sorted((*folder.glob("*.nii.gz"), *folder.glob("*.nii"))):
+        yield path.name.removesuffix(".gz").removesuffix(".nii"), read_labels(path, table)
+
+
+def _candidate(entry: MaskEntry, size: Sequence[int] | None, spacing: Sequence[float] | None) -> Candidate:
+    if size is None or spacing is None:
+        return Candidate(entry, False, 0.0, "any size was asked for")
+    if tuple(size) == entry.size and _close(spacing, entry.spacing):
+        return Candidate(entry, True, 0.0, "size and voxel size are as asked for")
+    view = [n * s for n, s in zip(size, spacing, strict=True)]
+    distance = math.dist(view, entry.field_of_view)
+    reason = (
+        f"{_times(entry.size)} voxels of {_times(entry.spacing)} mm; its field of view of "
+        f"{_times(entry.field_of_view)} mm is {distance:.0f} mm from the {_times(view)} mm asked for"
+    )
+    return Candidate(entry, False, distance, reason)
+
+
+def _resampling(entry: MaskEntry, spacing: Sequence[float] | None) -> float:
+    """How much coarser or finer the voxels are than asked for: breaks ties between equal fields of view."""
+    if spacing is None:
+        return 0.0
+    return round(sum(abs(math.log(a / b)) for a, b in zip(entry.spacing, spacing, strict=True)), 3)
+
+
+def _close(first: Sequence[float], second: Sequence[float]) -> bool:
+    return all(math.isclose(a, b, rel_tol=EXACT) for a, b in zip(first, second, strict=True))
+
+
+def _times(values: Sequence[float]) -> str:
+    return " × ".join(f"{value:.4g}" for value in values)
