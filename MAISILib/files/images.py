@@ -1,0 +1,56 @@
+"""Reads an image or a mask, whatever format its name says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from MAISILib.errors import FileFormatError
+from MAISILib.files import nifti, nrrd
+from MAISILib.files.checks import check_is_file
+from MAISILib.volumes import LabelMap, Volume
+
+if TYPE_CHECKING:
+    from MAISILib.anatomy.labels import LabelTable
+
+
+def read_image(path: Path | str, units: str = "HU") -> Volume:
+    """Reads a 3D image from NIfTI (``.nii``, ``.nii.gz``) or NRRD (``.nrrd``, ``.nhdr``), in the file's voxel order.
+
+    Args:
+        path: The file.
+        units: What its values are: ``"HU"`` or ``"arbitrary"``.
+
+    Raises:
+        FileFormatError: The file is missing, of another format, damaged, no 3D scalar image, without usable geometry,
+            or has NaN voxels.
+    """
+    return _reader(Path(path)).read_volume(path, units)
+
+
+def read_mask(path: Path | str, table: LabelTable, source: str | None = None) -> LabelMap:
+    """Reads a label map from NIfTI or NRRD, or a Slicer segmentation (``.seg.nrrd``).
+
+    Args:
+        path: The file.
+        table: What the labels mean.
+        source: Where the mask came from, in words; the file's name where not given.
+
+    Raises:
+        FileFormatError: As for `read_image`.
+        MaskError: Voxels that are no labels, or segments that are not in ``table``.
+    """
+    return _reader(Path(path)).read_labels(path, table, source)
+
+
+def _reader(path: Path) -> ModuleType:
+    check_is_file(path)
+    name = path.name.lower()
+    for module in (nifti, nrrd):
+        if name.endswith(module.SUFFIXES):
+            return module
+    raise FileFormatError(
+        f"{path} is of a format that is not read here. Give {', '.join((*nifti.SUFFIXES, *nrrd.SUFFIXES))}; "
+        "load anything else (DICOM, MetaImage, Analyze) in Slicer and save it as .nii.gz."
+    )

@@ -1,0 +1,55 @@
+"""Turns the voxels of a file into labels 0–255, or says why they are none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from MAISILib.errors import MaskError
+from MAISILib.volumes import LabelMap
+
+if TYPE_CHECKING:
+    from MAISILib.anatomy.labels import LabelTable
+
+
+def label_map(
+    array: np.ndarray, affine: np.ndarray, table: LabelTable, path: Path, source: str | None = None
+) -> LabelMap:
+    """The label map of voxels read from ``path``.
+
+    Args:
+        array: ``(X, Y, Z)``, integers of any width, or floating point with whole numbers.
+        affine: ``(4, 4)``, voxel index to RAS+ mm.
+        table: What the labels mean. Labels that it does not list are kept: judging them is the mask check's task.
+        path: For messages.
+        source: Where the mask came from, in words; the file's name where not given.
+
+    Raises:
+        MaskError: A voxel is not a whole number from 0 to 255.
+    """
+    notes: tuple[str, ...] = ()
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise MaskError(f"{path} holds NaN or infinity; a label map holds whole numbers from 0 to 255.")
+        broken = np.unique(array[array != np.rint(array)])
+        if broken.size:
+            raise MaskError(
+                f"{path} holds {broken.size:,} values that are no whole numbers ({_listed(broken)}). It is an image or "
+                "was resampled with interpolation; a label map needs nearest-neighbour interpolation."
+            )
+        notes = (f"{path.name}: labels are stored as {array.dtype}; read as whole numbers.",)
+    if array.dtype != np.uint8:
+        outside = np.unique(array[(array < 0) | (array > 255)])
+        if outside.size:
+            raise MaskError(
+                f"{path} holds labels outside 0–255: {_listed(outside)}. "
+                f"Renumber them with the labels of table '{table.name}'."
+            )
+    return LabelMap(np.asarray(array, dtype=np.uint8), affine, table, source or path.name, notes)
+
+
+def _listed(values: np.ndarray, limit: int = 8) -> str:
+    shown = ", ".join(f"{value:g}" for value in values[:limit])
+    return shown + (f" and {values.size - limit:,} more" if values.size > limit else "")

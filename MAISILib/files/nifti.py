@@ -1,0 +1,185 @@
+"""NIfTI-1 in and out.
+
+Voxels keep the order that they have in the file; affines are RAS+ mm, as NIfTI defines them
+(https://nifti.nimh.nih.gov/nifti-1, "3D image orientation and location in space": the sform where its code is above 0,
+else the qform).
+"""
+
+from __future__ import annotations
+
+import gzip
+import warnings
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from MAISILib.errors import FileFormatError, OutputError
+from MAISILib.files.atomic import atomic_path
+from MAISILib.files.checks import check_finite, check_is_file, check_size, spatial_shape, unreadable
+from MAISILib.files.labels import label_map
+from MAISILib.volumes import LabelMap, Volume, check_affine
+
+if TYPE_CHECKING:
+    from MAISILib.anatomy.labels import LabelTable
+
+SUFFIXES = (".nii", ".nii.gz")
+#: Stands in the header of every file that this module writes.
+SYNTHETIC = "MAISI synthetic, not a patient"
+
+_MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
+_PARSER_ERRORS = (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, OverflowError, ArithmeticError)
+
+
+def read_volume(path: Path | str, units: str = "HU") -> Volume:
+    """Reads a 3D image.
+
+    Args:
+        path: A ``.nii`` or ``.nii.gz`` file. An image with one frame (``(X, Y, Z, 1)``) counts as 3D.
+        units: What its values are: ``"HU"`` or ``"arbitrary"``.
+
+    Returns:
+        The image in the file's voxel order: integers where the file holds integers (also with whole-number scaling),
+        float32 otherwise.
+
+    Raises:
+        FileFormatError: The file is missing, damaged, no 3D scalar image, has no usable geometry, or has NaN voxels.
+    """
+    path = Path(path)
+    array, affine = read_array(path)
+    check_finite(array, path)
+    return Volume(array, affine, units)
+
+
+def read_labels(path: Path | str, table: LabelTable, source: str | None = None) -> LabelMap:
+    """Reads a label map; values keep their meaning in ``table``, and a note is added where they are stored as floats.
+
+    Raises:
+        FileFormatError: As for `read_volume`.
+        MaskError: A voxel is not a whole number from 0 to 255.
+    """
+    path = Path(path)
+    array, affine = read_array(path)
+    return label_map(array, affine, table, path, source)
+
+
+def read_array(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels ``(X, Y, Z)`` with the header's scaling applied, and the affine ``(4, 4)`` to RAS+ mm.
+
+    Raises:
+        FileFormatError: As for `read_volume`, apart from NaN voxels.
+    """
+    import nibabel as nib
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.fileholders import FileHolder
+    from nibabel.spatialimages import HeaderDataError
+    from nibabel.wrapstruct import WrapStructError
+
+    check_is_file(path)
+    if not path.name.lower().endswith(SUFFIXES):
+        raise FileFormatError(f"{path} is not named like a NIfTI file (.nii or .nii.gz).")
+    compressed = path.name.lower().endswith(".gz")
+    try:
+        with warnings.catch_warnings(), gzip.open(path) if compressed else open(path, "rb") as file:
+            warnings.simplefilter("ignore")  # nibabel warns about headers that are judged below
+            image: Any = nib.Nifti1Image.from_file_map({"image": FileHolder(fileobj=file)}, mmap=False)
+            shape = spatial_shape(image.shape, path)
+            stored_type = image.get_data_dtype()
+            if stored_type.kind not in "iuf":
+                what = "colour" if stored_type.fields else "complex"
+                raise FileFormatError(f"{path} is a {what} image ({stored_type}); a grey-value image is needed.")
+            stored = path.stat().st_size - (0 if compressed else int(image.dataobj.offset))
+            check_size(shape, stored_type.itemsize, path, stored=stored, compressed=compressed)
+            affine = check_affine(_affine_in_mm(image), str(path))
+            array = _scaled(image.dataobj)
+            while compressed and file.read(2**20):
+                pass  # gzip compares its checksum only at the end of the file
+    except (ImageFileError, HeaderDataError, WrapStructError, *_PARSER_ERRORS) as error:
+        raise unreadable(path, error) from error
+    return array.reshape(shape), affine
+
+
+def write_volume(volume: Volume, path: Path | str, description: str = "") -> None:
+    """Writes an image: HU as int16 (rounded, clipped to its range), other integers as they are, the rest as float32.
+
+    Args:
+        volume: The image.
+        path: ``.nii`` or ``.nii.gz``; missing folders are made.
+        description: Added to the header's note that the image is synthetic, as far as 80 bytes allow.
+
+    Raises:
+        OutputError: The file cannot be written, or its name has another suffix.
+    """
+    array = volume.array
+    if volume.units == "HU":
+        limits = np.iinfo(np.int16)
+        if array.dtype != np.int16:
+            rounded = np.rint(array) if array.dtype.kind == "f" else array
+            array = np.clip(np.nan_to_num(rounded, nan=-1000.0), limits.min, limits.max).astype(np.int16)
+    elif array.dtype not in (np.uint8, np.int16, np.uint16, np.int32):
+        array = array.astype(np.float32)
+    _write(array, volume.affine, Path(path), header_description(description), intent="none")
+
+
+def write_labels(mask: LabelMap, path: Path | str, description: str = "", *, synthetic: bool = True) -> None:
+    """Writes a label map as uint8, with the intent "label".
+
+    Args:
+        mask: The label map.
+        path: ``.nii`` or ``.nii.gz``; missing folders are made.
+        description: Goes into the header.
+        synthetic: Note in the header that it is synthetic; not for segmentations of patients, as in a mask library.
+
+    Raises:
+        OutputError: The file cannot be written, or its name has another suffix.
+    """
+    note = header_description(description) if synthetic else _ascii(description)
+    _write(mask.array, mask.affine, Path(path), note, intent="label")
+
+
+def header_description(description: str) -> str:
+    """The ``descrip`` of a file of ours: that it is synthetic, then ``description``; ASCII, at most 79 characters."""
+    return _ascii(f"{SYNTHETIC}; {description}" if description else SYNTHETIC)
+
+
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "replace").decode("ascii")[:79]
+
+
+def _write(array: np.ndarray, affine: np.ndarray, path: Path, description: str, intent: str) -> None:
+    import nibabel as nib
+
+    if not path.name.lower().endswith(SUFFIXES):
+        raise OutputError(f"Cannot write {path}: the name must end in .nii or .nii.gz.")
+    image: Any = nib.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    image.set_qform(affine, code=1)  # 1 = scanner coordinates
+    image.set_sform(affine, code=1)
+    image.header.set_slope_inter(1.0, 0.0)
+    image.header.set_intent(intent)
+    image.header["descrip"] = description
+    with atomic_path(path) as temporary:
+        image.to_filename(str(temporary))
+
+
+def _affine_in_mm(image: Any) -> np.ndarray:
+    affine = np.array(image.affine, dtype=float)
+    affine[:3] *= _MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
+    return affine
+
+
+def _scaled(data: Any) -> np.ndarray:
+    """The voxels with slope and intercept applied; whole numbers stay whole numbers."""
+    stored = np.asarray(data.get_unscaled())
+    slope, intercept = float(data.slope), float(data.inter)
+    if stored.dtype.kind == "f" or not (slope.is_integer() and intercept.is_integer()):
+        scaled = stored.astype(np.float32)
+        return scaled if (slope, intercept) == (1.0, 0.0) else (scaled * np.float32(slope) + np.float32(intercept))
+    if (slope, intercept) == (1.0, 0.0):
+        return stored.astype(stored.dtype.newbyteorder("="), copy=False)
+    ends = [value * slope + intercept for value in (int(stored.min()), int(stored.max()))] + [slope, intercept]
+    fitting = np.result_type(np.min_scalar_type(int(min(0, *ends))), np.min_scalar_type(int(max(0, *ends))), np.int16)
+    if fitting.kind == "f":
+        return stored.astype(np.float64) * slope + intercept
+    return stored.astype(fitting) * fitting.type(slope) + fitting.type(intercept)

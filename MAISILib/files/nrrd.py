@@ -1,0 +1,186 @@
+"""NRRD in (https://teem.sourceforge.net/nrrd/format.html): the format in which Slicer stores volumes and segmentations.
+
+Only the header is parsed by pynrrd. The voxels are read here, never more of them than the header promises, so that a
+small file cannot unpack into a full memory, and never from outside the header's folder.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from MAISILib.errors import FileFormatError
+from MAISILib.files.checks import check_finite, check_is_file, check_size, spatial_shape, unreadable
+from MAISILib.files.labels import label_map
+from MAISILib.volumes import LabelMap, Volume, check_affine
+
+if TYPE_CHECKING:
+    from MAISILib.anatomy.labels import LabelTable
+
+SUFFIXES = (".nrrd", ".nhdr")
+
+#: Signs that take the first three coordinates of a NRRD space to RAS+.
+_TO_RAS = {
+    "right-anterior-superior": (1, 1, 1),
+    "ras": (1, 1, 1),
+    "left-anterior-superior": (-1, 1, 1),
+    "las": (-1, 1, 1),
+    "left-posterior-superior": (-1, -1, 1),
+    "lps": (-1, -1, 1),
+}
+#: NRRD's names of its types, shortened to one for each → numpy.
+_TYPES = {
+    "int8": "signed char,int8,int8_t",
+    "uint8": "uchar,unsigned char,uint8,uint8_t",
+    "int16": "short,short int,signed short,signed short int,int16,int16_t",
+    "uint16": "ushort,unsigned short,unsigned short int,uint16,uint16_t",
+    "int32": "int,signed int,int32,int32_t",
+    "uint32": "uint,unsigned int,uint32,uint32_t",
+    "int64": "longlong,long long,long long int,signed long long,signed long long int,int64,int64_t",
+    "uint64": "ulonglong,unsigned long long,unsigned long long int,uint64,uint64_t",
+    "float32": "float",
+    "float64": "double",
+}
+_OPENERS: dict[str, Any] = {"gzip": gzip.open, "gz": gzip.open, "bzip2": bz2.open, "bz2": bz2.open}
+
+
+def read_volume(path: Path | str, units: str = "HU") -> Volume:
+    """Reads a 3D image from a ``.nrrd`` file or a ``.nhdr`` header with its data file in the same folder.
+
+    Raises:
+        FileFormatError: The file is missing, damaged, no 3D scalar image, says nothing usable about its geometry, has
+            NaN voxels, or keeps its data outside its folder.
+    """
+    path = Path(path)
+    array, affine, _ = read_array(path)
+    check_finite(array, path)
+    return Volume(array, affine, units)
+
+
+def read_labels(path: Path | str, table: LabelTable, source: str | None = None) -> LabelMap:
+    """Reads a label map. A segmentation of Slicer's (``.seg.nrrd``) is read by its segments' MAISI labels or names.
+
+    Raises:
+        FileFormatError: As for `read_volume`.
+        MaskError: A voxel is not a whole number from 0 to 255, or a segment is unknown to ``table``.
+    """
+    from MAISILib.files.segmentations import has_segments, labels_of_segments
+
+    path = Path(path)
+    array, affine, header = read_array(path, layers=True)
+    if has_segments(header):
+        return labels_of_segments(array, affine, header, table, path, source)
+    spatial_shape(array.shape[:3] + array.shape[3:], path)
+    return label_map(array.reshape(array.shape[:3]), affine, table, path, source)
+
+
+def read_array(path: Path, *, layers: bool = False) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Voxels ``(X, Y, Z)``, affine ``(4, 4)`` to RAS+ mm, and the header.
+
+    Args:
+        path: The file.
+        layers: Allow a list axis, as in Slicer's segmentations with overlaps; it comes last: ``(X, Y, Z, L)``.
+
+    Raises:
+        FileFormatError: As for `read_volume`, apart from NaN voxels.
+    """
+    import nrrd
+
+    check_is_file(path)
+    try:
+        with open(path, "rb") as file:
+            if not file.read(4).startswith(b"NRRD"):
+                raise FileFormatError(f"{path} is not a NRRD file: it does not begin with 'NRRD'.")
+            file.seek(0)
+            header = dict(nrrd.read_header(file))
+            array = _read_voxels(path, file, header)
+        directions = np.atleast_2d(np.asarray(header.get("space directions", [[]]), dtype=float))
+        has_directions = directions.size > 0
+        is_spatial = np.atleast_1d(~np.isnan(directions).all(axis=1)) if has_directions else np.ones(array.ndim, bool)
+        if len(is_spatial) != array.ndim:
+            raise FileFormatError(f"{path}: its 'space directions' do not fit its {array.ndim} axes. Export it again.")
+        array = np.moveaxis(array, np.flatnonzero(~is_spatial), np.arange(is_spatial.sum(), array.ndim))
+        if not (layers and is_spatial.sum() == 3 and array.ndim == 4):
+            array = array.reshape(spatial_shape(array.shape, path))
+        affine = check_affine(_affine(header, directions[is_spatial], path), str(path))
+    except (nrrd.NRRDError, OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, OverflowError) as error:
+        raise unreadable(path, error) from error
+    return array, affine, header
+
+
+def _affine(header: dict[str, Any], directions: np.ndarray, path: Path) -> np.ndarray:
+    space = str(header.get("space", "")).lower()
+    if space not in _TO_RAS or directions.shape != (3, 3):
+        raise FileFormatError(
+            f"{path} does not say where left and right are (space: {space or 'none'}). Load it in Slicer, check its "
+            "orientation and save it again."
+        )
+    units = [str(unit).strip('"') for unit in header.get("space units", [])]
+    if any(unit not in ("mm", "millimeter", "millimeters", "???", "") for unit in units):
+        raise FileFormatError(f"{path} measures space in {', '.join(units)}; millimetres are needed.")
+    affine = np.eye(4)
+    affine[:3, :3] = directions.T
+    affine[:3, 3] = np.asarray(header.get("space origin", np.zeros(3)), dtype=float)
+    affine[:3] *= np.asarray(_TO_RAS[space])[:, None]
+    return affine
+
+
+def _read_voxels(path: Path, file: BinaryIO, header: dict[str, Any]) -> np.ndarray:
+    """The voxels in the header's axis order, first axis fastest; ``file`` stands behind the header."""
+    sizes = [int(n) for n in header["sizes"]]
+    if len(sizes) < 3 or min(sizes) < 1:
+        spatial_shape(tuple(sizes), path)
+    dtype = _voxel_type(header, path)
+    count = 1
+    for n in sizes:
+        count *= n
+    encoding = str(header.get("encoding", "")).lower()
+    if encoding != "raw" and encoding not in _OPENERS:
+        raise FileFormatError(f"{path} has the encoding '{encoding}', which is not read. Save it again in Slicer.")
+    detached = header.get("data file", header.get("datafile"))
+    source = _detached_file(path, str(detached)) if detached is not None else path
+    with open(source, "rb") as data:
+        if detached is None:
+            data.seek(file.tell())
+        skip = int(header.get("byte skip", header.get("byteskip", 0)))
+        lines = int(header.get("line skip", header.get("lineskip", 0)))
+        if lines or skip < -1 or (skip and encoding != "raw"):
+            raise FileFormatError(f"{path} skips a part of its data in a way that is not read. Save it in Slicer.")
+        stored = source.stat().st_size - data.tell()
+        check_size((count, 1, 1), dtype.itemsize, path, stored=stored, compressed=encoding != "raw")
+        data.seek(*((-count * dtype.itemsize, 2) if skip == -1 else (skip, 1)))
+        stream = data if encoding == "raw" else _OPENERS[encoding](data)
+        content = stream.read(count * dtype.itemsize)
+        while encoding != "raw" and stream.read(2**20):
+            pass  # the checksum is compared only at the end of the stream
+    if len(content) < count * dtype.itemsize:
+        raise FileFormatError(
+            f"{path} is cut short: {len(content):,} of {count * dtype.itemsize:,} bytes. Copy or export it again."
+        )
+    array = np.frombuffer(content, dtype).reshape(sizes, order="F")
+    return array.astype(dtype.newbyteorder("="))  # a copy, which can be written to
+
+
+def _voxel_type(header: dict[str, Any], path: Path) -> np.dtype:
+    name = str(header.get("type", "")).lower()
+    for numpy_name, names in _TYPES.items():
+        if name in names.split(","):
+            dtype = np.dtype(numpy_name)
+            return dtype.newbyteorder(">" if str(header.get("endian", "little")).lower() == "big" else "<")
+    raise FileFormatError(f"{path} has voxels of type '{name}'; an image of numbers is needed.")
+
+
+def _detached_file(path: Path, name: str) -> Path:
+    """The data file that a header names, which must lie in the header's folder or below it."""
+    folder = path.parent.resolve()
+    data = (folder / name).resolve()
+    if not data.is_relative_to(folder):
+        raise FileFormatError(f"{path} points to a data file outside its folder ({name}). Put both into one folder.")
+    if not data.is_file():
+        raise FileFormatError(f"{path} needs the data file '{name}' beside it, and it is not there. Copy both files.")
+    return data

@@ -1,0 +1,219 @@
+"""Puts images and masks into a scene as nodes that a Slicer user knows how to use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from MAISILib.anatomy.labels import Label, LabelTable
+from MAISILib.files.segmentations import LABEL_TAG, TERMINOLOGY_TAG
+from MAISILib.scene.geometry import fill_image, matrix_of
+from MAISILib.scene.mrml import slicer, vtk
+from MAISILib.volumes import LabelMap, Volume
+
+SYNTHETIC_ATTRIBUTE = "MAISI.Synthetic"
+PROVENANCE_ATTRIBUTE = "MAISI.Provenance"
+#: Marks a colour table made from a label table, with that table's name.
+_TABLE_ATTRIBUTE = "MAISI.LabelTable"
+_DESCRIPTION = "Synthetic image made by MAISI for Slicer. Not a patient."
+
+#: Window and level in HU that show soft tissue, as Slicer's CT-abdomen preset does.
+CT_WINDOW_LEVEL = (350.0, 40.0)
+
+#: Codes of DICOM PS3.16 CID 7180 and UCUM for what the voxels of a CT are, as Slicer's DICOM reader sets them.
+_ATTENUATION = ("112031", "DCM", "Attenuation Coefficient")
+_HOUNSFIELD = ("[hnsf'U]", "UCUM", "Hounsfield unit")
+
+
+def show(
+    scene: Any,
+    image: Volume,
+    mask: LabelMap | None,
+    name: str,
+    *,
+    modality: str = "CT",
+    description: str = _DESCRIPTION,
+    window_level: tuple[float, float] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> tuple[Any, Any]:
+    """Adds a sample to a scene: a volume and its segmentation, in a subject hierarchy folder.
+
+    Args:
+        scene: A vtkMRMLScene: ``slicer.mrmlScene``, or one from `new_scene`.
+        image: The image, on any grid (oblique ones too).
+        mask: Its label map, on the same or another grid; None for an image alone.
+        name: Of the folder and of the nodes.
+        modality: ``"CT"`` gets a fixed window and Hounsfield units, anything else an automatic window.
+        description: Of both nodes.
+        window_level: Window width and centre, in the image's units, instead of the modality's own.
+        provenance: Kept with the volume as JSON text.
+
+    Returns:
+        The vtkMRMLScalarVolumeNode and the vtkMRMLSegmentationNode (None without a mask).
+    """
+    is_ct = modality.upper().startswith("CT")
+    volume_node = slicer.vtkMRMLScalarVolumeNode()
+    volume_node.SetName(name)
+    volume_node.SetIJKToRASMatrix(matrix_of(image.affine))
+    data = vtk.vtkImageData()
+    fill_image(data, image.array)
+    volume_node.SetAndObserveImageData(data)
+    _mark_synthetic(volume_node, description, modality)
+    if provenance is not None:
+        volume_node.SetAttribute(PROVENANCE_ATTRIBUTE, json.dumps(provenance, ensure_ascii=False, default=str))
+    if is_ct:
+        volume_node.SetVoxelValueQuantity(_coded_entry(*_ATTENUATION))
+        volume_node.SetVoxelValueUnits(_coded_entry(*_HOUNSFIELD))
+    scene.AddNode(volume_node)
+    _set_display(volume_node, window_level or (CT_WINDOW_LEVEL if is_ct else None))
+
+    folder = _add_folder(scene, name)
+    _put_into(scene, folder, volume_node)
+    if mask is None:
+        return volume_node, None
+    mask_name = f"{name} mask"
+    return volume_node, show_mask(scene, mask, mask_name, reference=volume_node, description=description, folder=folder)
+
+
+def show_mask(
+    scene: Any,
+    mask: LabelMap,
+    name: str,
+    *,
+    reference: Any = None,
+    description: str = _DESCRIPTION,
+    folder: int | None = None,
+) -> Any:
+    """Adds a label map to a scene as a segmentation, one segment for each label present.
+
+    Segments have the names, colours and terminology of the mask's label table and keep its values, also through
+    export to a label map: the table goes with the node as its colour table.
+
+    Args:
+        scene: A vtkMRMLScene.
+        mask: The label map.
+        name: Of the node.
+        reference: Volume node whose geometry becomes the segmentation's reference; None for the mask's own.
+        description: Of the node.
+        folder: Subject hierarchy item to put it into; None for the top level.
+
+    Returns:
+        The vtkMRMLSegmentationNode.
+    """
+    node = slicer.vtkMRMLSegmentationNode()
+    node.SetName(name)
+    _mark_synthetic(node, description, "SEG")
+    scene.AddNode(node)
+    node.CreateDefaultDisplayNodes()
+    converter = slicer.vtkSegmentationConverter
+    representation = converter.GetSegmentationBinaryLabelmapRepresentationName()
+    segmentation = node.GetSegmentation()
+    segmentation.SetSourceRepresentationName(representation)
+
+    image = slicer.vtkOrientedImageData()
+    fill_image(image, mask.array)
+    image.SetImageToWorldMatrix(matrix_of(mask.affine))
+    if reference is not None:
+        node.SetReferenceImageGeometryParameterFromVolumeNode(reference)
+    else:
+        geometry = converter.SerializeImageGeometry(image)
+        segmentation.SetConversionParameter(converter.GetReferenceImageGeometryParameterName(), geometry)
+
+    # One image shared by all segments: Slicer's own layout for segments that do not overlap. Body comes first, so that
+    # the organs lie above it where order matters.
+    display = node.GetDisplayNode()
+    for value in sorted(mask.labels, key=lambda value: value != LabelTable.BODY):
+        segment_id = f"MAISI_{value}"
+        segment = _segment(value, mask.table)
+        segment.AddRepresentation(representation, image)
+        segmentation.AddSegment(segment, segment_id)
+        if value == LabelTable.BODY:  # as an outline: filled, it would tint the whole patient
+            display.SetSegmentOpacity2DFill(segment_id, 0.0)
+            display.SetSegmentOpacity3D(segment_id, 0.2)
+    node.SetLabelmapConversionColorTableNodeID(_color_table(scene, mask.table).GetID())
+    _put_into(scene, folder, node)
+    return node
+
+
+def _segment(value: int, table: LabelTable) -> Any:
+    label = _label(value, table)
+    segment = slicer.vtkSegment()
+    segment.SetName(label.name)
+    segment.SetColor(*(channel / 255 for channel in label.color))
+    segment.SetLabelValue(value)
+    segment.SetTag(LABEL_TAG, str(value))
+    terminology = label.terminology()
+    if terminology and hasattr(segment, "SetTerminology"):  # since Slicer 5.10
+        segment.SetTerminology(terminology)
+    elif terminology:
+        segment.SetTag(TERMINOLOGY_TAG, terminology)
+    return segment
+
+
+def _label(value: int, table: LabelTable) -> Label:
+    """The label in the table, or a grey one where the table does not know the value."""
+    if value in table:
+        return table[value]
+    return Label(value, f"label {value}", "", (160, 160, 160), None, None, None, None, None, None)
+
+
+def _color_table(scene: Any, table: LabelTable) -> Any:
+    """The scene's colour table for a label table, made when first needed."""
+    nodes = scene.GetNodesByClass("vtkMRMLColorTableNode")
+    nodes.UnRegister(None)
+    for number in range(nodes.GetNumberOfItems()):
+        node = nodes.GetItemAsObject(number)
+        if node.GetAttribute(_TABLE_ATTRIBUTE) == table.name:
+            return node
+    node = slicer.vtkMRMLColorTableNode()
+    node.SetTypeToUser()
+    node.SetName(f"MAISI {table.name}")
+    node.SetAttribute("Category", "Segmentations")
+    node.SetAttribute(_TABLE_ATTRIBUTE, table.name)
+    node.SetNumberOfColors(max((label.value for label in table), default=0) + 1)
+    node.SetColor(0, "background", 0.0, 0.0, 0.0, 0.0)
+    for label in table:
+        red, green, blue = (channel / 255 for channel in label.color)
+        node.SetColor(label.value, label.name, red, green, blue, 1.0)
+    scene.AddNode(node)
+    return node
+
+
+def _set_display(volume_node: Any, window_level: tuple[float, float] | None) -> None:
+    volume_node.CreateDefaultDisplayNodes()
+    display = volume_node.GetDisplayNode()
+    display.SetAndObserveColorNodeID("vtkMRMLColorTableNodeGrey")
+    if window_level is None:
+        display.AutoWindowLevelOn()
+    else:
+        display.AutoWindowLevelOff()
+        display.SetWindowLevel(*window_level)
+
+
+def _mark_synthetic(node: Any, description: str, modality: str) -> None:
+    node.SetDescription(description)
+    node.SetAttribute(SYNTHETIC_ATTRIBUTE, "1")
+    node.SetAttribute("DICOM.Modality", modality.upper())
+
+
+def _coded_entry(value: str, scheme: str, meaning: str) -> Any:
+    entry = slicer.vtkCodedEntry()
+    entry.SetValueSchemeMeaning(value, scheme, meaning)
+    return entry
+
+
+def _add_folder(scene: Any, name: str) -> int:
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    return hierarchy.CreateFolderItem(hierarchy.GetSceneItemID(), name)
+
+
+def _put_into(scene: Any, folder: int | None, node: Any) -> None:
+    """Moves a node into a folder; in the application the node may have an item already."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    parent = hierarchy.GetSceneItemID() if folder is None else folder
+    item = hierarchy.GetItemByDataNode(node)
+    if item:
+        hierarchy.SetItemParent(item, parent)
+    else:
+        hierarchy.CreateItem(parent, node)
