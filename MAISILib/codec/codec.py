@@ -1,0 +1,162 @@
+"""Volumes to latents and back: intensity mapping, the autoencoder, and the scale of the latent space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from MAISILib.errors import OutOfMemory, RequestError
+
+
+@dataclass(frozen=True)
+class IntensityScale:
+    """How image units and the autoencoder's [0, 1] correspond (MAISI, arXiv:2409.11169).
+
+    Args:
+        kind: ``ct`` is linear between ``low`` and ``high`` HU and clipped; ``mr`` takes percentiles 0 and 99.5 of the
+            volume to 0 and 1 without clipping above, and multiplies by 1000 on the way out.
+        low: HU of 0 (CT only).
+        high: HU of 1 (CT only).
+    """
+
+    kind: Literal["ct", "mr"] = "ct"
+    low: float = -1000.0
+    high: float = 1000.0
+
+    def to_unit(self, array: np.ndarray) -> np.ndarray:
+        """Image ``(X, Y, Z)`` in its units → float32 around [0, 1]."""
+        array = array.astype(np.float32)
+        if self.kind == "ct":
+            return (array.clip(self.low, self.high) - self.low) / (self.high - self.low)
+        low, high = np.percentile(array, (0.0, 99.5))
+        return np.maximum((array - low) / max(float(high - low), 1e-6), 0.0).astype(np.float32)
+
+    def from_unit(self, array: np.ndarray) -> np.ndarray:
+        """Network output → image units: HU, clipped to the range, or MR intensities 0–1000 and above."""
+        if self.kind == "ct":
+            return array.clip(0.0, 1.0) * (self.high - self.low) + self.low
+        return np.maximum(array, 0.0) * 1000.0
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Overlapping windows blended with Gaussian weights, as the published scripts decode large latents.
+
+    Kept for comparison: each window has its own GroupNorm statistics, so the result differs from the whole volume's.
+
+    Args:
+        size: Edge in latent voxels ``(x, y, z)``.
+        overlap: Part of the window that neighbours share, 0 to below 1.
+    """
+
+    size: tuple[int, int, int] = (48, 48, 48)
+    overlap: float = 0.6666
+
+
+class Codec:
+    """An autoencoder with its scale, on one device, in float32.
+
+    Args:
+        autoencoder: Built network.
+        scale_factor: Latents are multiplied by it for the diffusion model (one over their standard deviation).
+        intensity: Image units.
+        device: Where the autoencoder is.
+    """
+
+    def __init__(
+        self, autoencoder: nn.Module, scale_factor: float, intensity: IntensityScale, *, device: str = "cpu"
+    ) -> None:
+        self._autoencoder, self._scale, self._intensity, self._device = autoencoder, scale_factor, intensity, device
+
+    @torch.inference_mode()
+    def encode(self, image: np.ndarray) -> torch.Tensor:
+        """Posterior mean of an image, scaled.
+
+        Args:
+            image: ``(X, Y, Z)`` in its units; each axis divisible by the compression factor.
+
+        Returns:
+            ``(1, C, x, y, z)`` float32 on the CPU.
+        """
+        unit = torch.from_numpy(self._intensity.to_unit(image))[None, None].to(self._device)
+        mean, _ = _within_memory(lambda: self._autoencoder.encode(unit), "encode", image.shape)  # type: ignore[operator]
+        return mean.float().cpu() * self._scale
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        latent: torch.Tensor,
+        windows: Windows | None = None,
+        *,
+        on_window: Callable[[int, int], None] = lambda done, total: None,
+    ) -> np.ndarray:
+        """The image of a latent.
+
+        Args:
+            latent: ``(1, C, x, y, z)``, scaled.
+            windows: Decode in overlapping windows; ``None`` decodes the whole volume at once.
+            on_window: Called with (windows done, windows in all); may raise to stop.
+
+        Returns:
+            ``(X, Y, Z)`` float32 in image units.
+
+        Raises:
+            OutOfMemory: The device cannot hold the activations.
+        """
+        latent = latent.to(self._device, torch.float32) / self._scale
+        shape = tuple(latent.shape[2:])
+        if windows is None or all(n <= w for n, w in zip(shape, windows.size, strict=True)):
+            output = _within_memory(lambda: self._autoencoder.decode(latent), "decode", shape)  # type: ignore[operator]
+            on_window(1, 1)
+        else:
+            output = _within_memory(lambda: self._decode_windows(latent, windows, on_window), "decode", shape)
+        return self._intensity.from_unit(output[0, 0].float().cpu().numpy())
+
+    def _decode_windows(
+        self, latent: torch.Tensor, windows: Windows, on_window: Callable[[int, int], None]
+    ) -> torch.Tensor:
+        from monai.inferers.inferer import SlidingWindowInferer
+        from monai.inferers.utils import _get_scan_interval
+
+        if not 0 <= windows.overlap < 1 or min(windows.size) < 1:
+            raise RequestError(
+                f"Windows of {windows.size} with overlap {windows.overlap}: give sizes ≥ 1 and 0 ≤ overlap < 1."
+            )
+        shape = tuple(latent.shape[2:])
+        roi = tuple(min(n, w) for n, w in zip(shape, windows.size, strict=True))
+        interval = _get_scan_interval(shape, roi, 3, (windows.overlap,) * 3)
+        total = int(np.prod([-(-(n - w) // i) + 1 for n, w, i in zip(shape, roi, interval, strict=True)]))
+        done = 0
+
+        def decode_one(part: torch.Tensor) -> torch.Tensor:
+            nonlocal done
+            output = self._autoencoder.decode(part)  # type: ignore[operator]
+            done += 1
+            on_window(done, total)
+            return output
+
+        inferer = SlidingWindowInferer(roi_size=roi, overlap=windows.overlap, mode="gaussian", sw_batch_size=1)
+        return inferer(latent, decode_one)  # type: ignore[return-value]
+
+
+def _within_memory(work: Callable[[], torch.Tensor], doing: str, shape: tuple[int, ...]) -> torch.Tensor:
+    try:
+        return work()
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise OutOfMemory(_advice(doing, shape)) from error
+    except RuntimeError as error:
+        if "not enough memory" in str(error) or "out of memory" in str(
+            error
+        ):  # the CPU allocator has no type of its own
+            raise OutOfMemory(_advice(doing, shape)) from error
+        raise
+
+
+def _advice(doing: str, shape: tuple[int, ...]) -> str:
+    size = "×".join(map(str, shape))
+    return f"Not enough memory to {doing} a volume of {size}. Ask for a smaller size, or decode in windows."
