@@ -1,0 +1,81 @@
+"""``maisi generate``: volumes and segmentations into a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from MAISILib.cli import options
+
+
+def run(
+    bundle: options.BundleOption = "head-neck-mini",
+    anatomy: options.Anatomy = None,
+    body_region: options.Region = None,
+    mask: options.MaskFile = None,
+    mask_ct: options.MaskCt = None,
+    no_mask: options.NoMask = False,
+    modality: options.Modality = None,
+    size: options.Size = None,
+    spacing: options.Spacing = None,
+    steps: options.Steps = None,
+    solver: options.Solver = None,
+    schedule: options.Schedule = "exact",
+    guidance: options.Guidance = 0.0,
+    seed: options.Seed = 0,
+    count: options.Count = 1,
+    first_index: options.FirstIndex = 0,
+    windows: options.Windows = False,
+    request: options.RequestFile = None,
+    no_quality_check: Annotated[
+        bool, typer.Option("--no-quality-check", help="Keep every sample as it comes.")
+    ] = False,
+    replay: Annotated[Path | None, typer.Option("--replay", help="provenance.json of a sample to make again.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("out"),
+    scene: Annotated[bool, typer.Option("--scene", help="Also write scene.mrb for 3D Slicer.")] = False,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Make synthetic volumes with their segmentations.
+
+    Each sample becomes a folder with image.nii.gz, mask.nii.gz, provenance.json and preview.png.
+    """
+    from MAISILib.cli.running import generate_into
+
+    if replay is not None:
+        from MAISILib.generation.provenance import read_replay
+
+        bundle, wanted, recorded = read_replay(replay)
+        written = generate_into(out, bundle, wanted, device=device, scene=scene, recorded=recorded)
+    else:
+        wanted = options.build_request(
+            request_file=request,
+            mask=mask,
+            no_mask=no_mask,
+            windows=windows,
+            anatomy=anatomy,
+            body_region=body_region,
+            mask_ct=mask_ct,
+            modality=modality,
+            output_size=size,
+            spacing=spacing,
+            steps=steps,
+            solver=solver,
+            schedule=schedule,
+            guidance_scale=guidance,
+            seed=seed,
+            count=count,
+            first_index=first_index,
+            quality_check=not no_quality_check,
+        )
+        written = generate_into(out, bundle, wanted, device=device, scene=scene)
+    if as_json:
+        typer.echo(json.dumps(written, indent=2, ensure_ascii=False))
+        return
+    for sample in written["samples"]:
+        typer.echo(f"{sample['folder']}: {sample['quality']}")
+    if written["scene"]:
+        typer.echo(written["scene"])

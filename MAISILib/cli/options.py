@@ -1,0 +1,81 @@
+"""Options that ``generate`` and ``plan`` share, and the request that they describe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from MAISILib.generation.request import GenerateRequest
+
+# typer reads these at run time: Optional and tuples are spelt so that Python 3.10 understands them.
+BundleOption = Annotated[str, typer.Option("--bundle", "-b", help="Name of a bundle, or its folder.")]
+Anatomy = Annotated[
+    list[str] | None, typer.Option("--anatomy", "-a", help="Anatomy the mask must hold. Repeat for several.")
+]
+Region = Annotated[list[str] | None, typer.Option("--body-region", help="head, chest, abdomen or lower. Repeatable.")]
+MaskFile = Annotated[
+    Path | None, typer.Option("--mask", help="Your own label map (NIfTI, NRRD) in the bundle's labels.")
+]
+MaskCt = Annotated[Path | None, typer.Option("--mask-ct", help="CT of the same patient, to find the body outline.")]
+NoMask = Annotated[bool, typer.Option("--no-mask", help="Make an image without a mask.")]
+Modality = Annotated[str | None, typer.Option("--modality", help="Name or code; see maisi bundles list --json.")]
+Size = Annotated[tuple[int, int, int] | None, typer.Option("--size", help="Voxels x y z.")]
+Spacing = Annotated[tuple[float, float, float] | None, typer.Option("--spacing", help="Voxel size x y z in mm.")]
+Steps = Annotated[int | None, typer.Option("--steps", help="Solver steps; default is the bundle's.")]
+Solver = Annotated[str | None, typer.Option("--solver", help="Solver; default fits the bundle.")]
+Schedule = Annotated[str, typer.Option("--schedule", help="exact, or upstream for MONAI's rounding.")]
+Guidance = Annotated[float, typer.Option("--guidance", help="Guidance scale; 0 is off, 1–5 is useful.")]
+Seed = Annotated[int, typer.Option("--seed", help="Same seed, same result.")]
+Count = Annotated[int, typer.Option("--count", "-n", help="Number of samples.")]
+FirstIndex = Annotated[
+    int, typer.Option("--first-index", help="Index of the first sample, to make one sample of a set alone.")
+]
+Windows = Annotated[
+    bool, typer.Option("--windows", help="Decode in the published overlapping windows (less memory, seams).")
+]
+RequestFile = Annotated[
+    Path | None,
+    typer.Option("--request", help="A request as JSON, or a published config_infer.json. Other options win."),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")]
+
+
+def build_request(
+    *,
+    request_file: Path | None = None,
+    mask: Path | None = None,
+    no_mask: bool = False,
+    windows: bool = False,
+    **fields: Any,
+) -> GenerateRequest:
+    """A request from a file and options; options that were not given keep the file's value.
+
+    Raises:
+        RequestError: The file or an option does not fit, or --mask and --no-mask are both there.
+    """
+    from MAISILib.errors import FileFormatError, RequestError
+    from MAISILib.generation.request import GenerateRequest
+
+    given = {name: value for name, value in fields.items() if value not in (None, [])}
+    if mask is not None and no_mask:
+        raise RequestError("--mask and --no-mask contradict each other. Give one of them.")
+    if mask is not None:
+        given |= {"mask": "file", "mask_file": mask}
+    elif no_mask:
+        given |= {"mask": "none", "mask_file": None}
+    if windows:
+        given["decode"] = "windows"
+    if request_file is None:
+        return GenerateRequest(**given)
+    try:
+        text = request_file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"{request_file} cannot be read: {error}.") from None
+    base = GenerateRequest.from_json(text, str(request_file))
+    defaults = GenerateRequest()
+    changed = {name: value for name, value in given.items() if value != getattr(defaults, name)}
+    return GenerateRequest(**{**base.model_dump(exclude_unset=True), **changed})

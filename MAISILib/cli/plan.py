@@ -1,0 +1,56 @@
+"""``maisi plan``: what a request would cost, without doing it."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from MAISILib.cli import options
+
+
+def run(
+    bundle: options.BundleOption = "head-neck-mini",
+    anatomy: options.Anatomy = None,
+    body_region: options.Region = None,
+    mask: options.MaskFile = None,
+    mask_ct: options.MaskCt = None,
+    no_mask: options.NoMask = False,
+    modality: options.Modality = None,
+    size: options.Size = None,
+    spacing: options.Spacing = None,
+    steps: options.Steps = None,
+    solver: options.Solver = None,
+    schedule: options.Schedule = "exact",
+    guidance: options.Guidance = 0.0,
+    seed: options.Seed = 0,
+    count: options.Count = 1,
+    windows: options.Windows = False,
+    request: options.RequestFile = None,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Say how long a request would take and how much memory it needs. Nothing is loaded or written."""
+    wanted = options.build_request(
+        request_file=request,
+        mask=mask,
+        no_mask=no_mask,
+        windows=windows,
+        anatomy=anatomy,
+        body_region=body_region,
+        mask_ct=mask_ct,
+        modality=modality,
+        output_size=size,
+        spacing=spacing,
+        steps=steps,
+        solver=solver,
+        schedule=schedule,
+        guidance_scale=guidance,
+        seed=seed,
+        count=count,
+    )
+    from MAISILib.bundles.bundle import open_bundle
+    from MAISILib.generation.pipeline import plan_request
+
+    planned = plan_request(open_bundle(bundle), wanted, device)
+    typer.echo(json.dumps(planned.to_dict(), indent=2) if as_json else str(planned))

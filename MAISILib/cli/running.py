@@ -1,0 +1,162 @@
+"""Runs a request for the command line: progress on stderr, Ctrl-C, samples on disk as they come, the scene at the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from MAISILib.errors import OutputError
+from MAISILib.generation.pipeline import generate_samples
+from MAISILib.generation.progress import CancelToken, OnProgress, Progress
+from MAISILib.generation.request import GenerateRequest
+from MAISILib.generation.result import Sample
+
+
+def generate_into(
+    out: Path,
+    bundle_name: str,
+    request: GenerateRequest,
+    *,
+    device: str = "auto",
+    scene: bool = False,
+    recorded: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Generates into ``out`` and tells what was written.
+
+    Args:
+        out: Folder; made where missing.
+        bundle_name: Name or folder.
+        request: What to make.
+        device: As for ``generate``.
+        scene: Also write ``scene.mrb`` with all samples.
+        recorded: Provenance of the sample that is replayed.
+
+    Returns:
+        ``{"samples": [{folder, files, seed, quality, passed, attempts, seconds}], "scene": path or None, "seconds": s}``.
+    """
+    from MAISILib.bundles.bundle import open_bundle
+    from MAISILib.generation.provenance import check_replay
+
+    started = time.perf_counter()
+    bundle = open_bundle(bundle_name)
+    if recorded is not None:
+        check_replay(bundle, recorded)
+    with _cancel_on_interrupt() as cancel, _progress_on_stderr() as on_progress:
+        samples = generate_samples(bundle, request, device=device, on_progress=on_progress, cancel=cancel)
+        check_writable(out)
+        scene_writer = _SceneWriter() if scene else None
+        written = []
+        for sample in samples:
+            files = sample.save(out / sample.name)
+            written.append(_described(sample, out, files))
+            if scene_writer:
+                scene_writer.add(sample)
+        scene_path = scene_writer.save(out / "scene.mrb") if scene_writer else None
+    seconds = round(time.perf_counter() - started, 1)
+    return {"samples": written, "scene": str(scene_path) if scene_path else None, "seconds": seconds}
+
+
+def check_writable(folder: Path) -> None:
+    """Finds out before the work, not after it, that a folder cannot be written; leaves nothing behind.
+
+    Raises:
+        OutputError: No permission, no space, or a file in the way.
+    """
+    from MAISILib.files.atomic import output_error
+
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    probe = existing / f".maisi-{os.getpid()}"
+    try:
+        if not existing.is_dir():
+            raise OutputError(f"Cannot write into {folder}: {existing} is a file, not a folder. Choose another folder.")
+        probe.write_bytes(b"0" * 4096)
+    except OSError as error:
+        raise output_error(folder, error) from None
+    finally:
+        probe.unlink(missing_ok=True) if existing.is_dir() else None
+
+
+def _described(sample: Sample, out: Path, files: list[Path]) -> dict[str, Any]:
+    return {
+        "folder": str(out / sample.name),
+        "files": [str(path) for path in files],
+        "seed": sample.seed,
+        "passed": sample.quality.passed if sample.quality else None,
+        "quality": sample.quality.summary() if sample.quality else "quality not checked",
+        "attempts": sample.attempts,
+        "seconds": sample.provenance["seconds"],
+    }
+
+
+class _SceneWriter:
+    """Collects samples in a MRML scene. Missing parts are reported before the work begins."""
+
+    def __init__(self) -> None:
+        from MAISILib import scene
+
+        self._scene, self._rooms = scene.new_scene(), scene
+
+    def add(self, sample: Sample) -> None:
+        name = f"{sample.provenance['bundle']['name']} {sample.name}"
+        modality = "CT" if sample.image.units == "HU" else "MR"
+        self._rooms.show(self._scene, sample.image, sample.mask, name, modality=modality)
+
+    def save(self, path: Path) -> Path:
+        self._rooms.save(self._scene, path)
+        return path
+
+
+@contextmanager
+def _cancel_on_interrupt() -> Iterator[CancelToken]:
+    """The first Ctrl-C (or SIGTERM) asks the run to stop; a second one stops at once."""
+    cancel = CancelToken()
+    previous = {}
+
+    def ask(number: int, frame: object) -> None:
+        if cancel.cancelled:
+            raise KeyboardInterrupt
+        cancel.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.signal(number, ask)
+    try:
+        yield cancel
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _progress_on_stderr() -> Iterator[OnProgress]:
+    """A bar on a terminal; a line per stage elsewhere."""
+    if not sys.stderr.isatty():
+        last = ""
+
+        def on_progress(progress: Progress) -> None:
+            nonlocal last
+            line = f"sample {progress.sample}: {progress.stage}"
+            if line != last and progress.stage != "load":
+                print(line, file=sys.stderr, flush=True)
+                last = line
+
+        yield on_progress
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    with Bars(console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("starting", total=None)
+
+        def on_progress(progress: Progress) -> None:
+            text = f"sample {progress.sample}  {progress.stage}"
+            bars.update(task, description=text, completed=progress.done, total=progress.total)
+
+        yield on_progress

@@ -1,0 +1,185 @@
+"""Where the mask of a sample comes from, on which grid the networks work, and on which the user gets the result."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from MAISILib.anatomy.envelope import add_body
+from MAISILib.anatomy.grids import content_box, model_grid
+from MAISILib.anatomy.labels import LabelTable
+from MAISILib.anatomy.library import Candidate, MaskLibrary
+from MAISILib.anatomy.masks import REGIONS, check_mask, regions_of
+from MAISILib.errors import MaskError, RequestError
+from MAISILib.resampling import resample_labels
+from MAISILib.volumes import Grid, LabelMap
+
+if TYPE_CHECKING:
+    from MAISILib.bundles.bundle import Bundle
+    from MAISILib.generation.request import GenerateRequest
+    from MAISILib.generation.settings import Settings
+
+#: Air around the patient in a model grid made for a user's mask: a head-and-neck CT shows about that much.
+_MARGIN_MM = 10.0
+
+
+@dataclass(frozen=True)
+class ConditioningMask:
+    """The mask of one sample.
+
+    Args:
+        model: On the grid of the networks.
+        output: On the grid of the result; for a user's mask, the user's own grid.
+        source: Where it came from, for provenance.
+    """
+
+    model: LabelMap
+    output: LabelMap
+    source: dict[str, Any]
+
+    @property
+    def regions(self) -> tuple[int | None, int | None]:
+        """Top-most and bottom-most body region (0–3) of the model's mask, ``None`` where it shows none."""
+        found = regions_of(self.model)
+        return (None, None) if found is None else (REGIONS.index(found.top), REGIONS.index(found.bottom))
+
+
+class MaskSource:
+    """Gives every sample its mask, or ``None`` for images without one.
+
+    Raises:
+        MaskError: The mask file or the library cannot serve the request. Raised at once, before networks are loaded.
+    """
+
+    def __init__(self, bundle: Bundle, request: GenerateRequest, settings: Settings) -> None:
+        self._bundle, self._settings = bundle, settings
+        self._from_file: ConditioningMask | None = None
+        self._candidates: list[Candidate] = []
+        if request.mask == "file":
+            self._from_file = _read_users_mask(bundle, request, settings)
+        elif request.mask == "library":
+            entry = bundle.manifest.masks
+            assert entry is not None, "resolve() has checked it"
+            self._library = MaskLibrary.open(bundle.path(entry.index), entry.format, bundle.labels)
+            self._search(request, seed=0)
+        self._request = request
+
+    @property
+    def grid(self) -> Grid | None:
+        """The networks' grid where a user's mask decides it."""
+        return self._from_file.model.grid if self._from_file else None
+
+    def for_sample(self, seed: int) -> ConditioningMask | None:
+        """The mask for a sample with this seed."""
+        if self._request.mask == "none":
+            return None
+        if self._from_file:
+            return self._from_file
+        candidate = self._search(self._request, seed)
+        mask = add_body(self._library.load(candidate))
+        settings = self._settings
+        assert settings.spacing is not None
+        grid = Grid.axis_aligned(settings.size, settings.spacing, tuple(mask.grid.center))
+        model = mask if _fits_exactly(mask.grid, grid) else resample_labels(mask, grid)
+        missing = set(settings.labels) - set(model.labels)
+        if missing:
+            names = ", ".join(self._bundle.labels[v].name for v in sorted(missing))
+            raise MaskError(
+                f"The mask {candidate.entry.file!r} has {names}, but not within {settings.size} voxels of "
+                f"{settings.spacing} mm. Ask for a larger field of view."
+            )
+        source = {
+            "kind": "library",
+            "entry": candidate.entry.file,
+            "reason": candidate.reason,
+            "notes": list(mask.notes),
+        }
+        return ConditioningMask(model, model, source)
+
+    def _search(self, request: GenerateRequest, seed: int) -> Candidate:
+        found = self._library.search(
+            self._settings.labels,
+            self._settings.size,
+            self._settings.spacing,
+            body_regions=request.body_region,
+            rng_seed=seed,
+            limit=1,
+        )
+        return found[0]
+
+
+def _fits_exactly(mask: Grid, wanted: Grid) -> bool:
+    return mask.shape == wanted.shape and all(
+        abs(a / b - 1) < 1e-3 for a, b in zip(mask.spacing, wanted.spacing, strict=True)
+    )
+
+
+def _read_users_mask(bundle: Bundle, request: GenerateRequest, settings: Settings) -> ConditioningMask:
+    from MAISILib.files.images import read_image, read_mask
+
+    assert request.mask_file is not None
+    path = Path(request.mask_file)
+    users = read_mask(path, bundle.labels)
+    check_mask(users, bundle.labels)
+    missing = [bundle.labels[v].name for v in settings.labels if v not in users.labels]
+    if missing:
+        raise MaskError(f"{path} has no {', '.join(missing)}, which --anatomy asks for. Leave that out, or label it.")
+    ct = read_image(request.mask_ct) if request.mask_ct else None
+    if LabelTable.BODY in bundle.labels:
+        users = add_body(users, ct)
+    model = resample_labels(users, _model_grid(bundle, request, settings, users))
+    return ConditioningMask(
+        model=model,
+        output=users,
+        source={"kind": "file", "path": str(path.absolute()), "sha256": file_sha256(path), "notes": list(users.notes)},
+    )
+
+
+def _model_grid(bundle: Bundle, request: GenerateRequest, settings: Settings, users: LabelMap) -> Grid:
+    """The networks' grid for a user's mask: legal for the bundle, around the labels."""
+    limits = bundle.manifest.limits
+    spacing = settings.spacing
+    if spacing is None:
+        own = users.grid.spacing if limits.equal_spacing_xy is False else _canonical_spacing(users)
+        spacing = tuple(min(max(s, a), b) for s, a, b in zip(own, limits.spacing_min, limits.spacing_max, strict=True))
+        if limits.equal_spacing_xy:
+            spacing = (spacing[0], spacing[0], spacing[2])
+    if request.output_size:
+        sizes: list[list[int]] = [[n] for n in request.output_size]
+        triples = None
+    else:
+        sizes = [list(axis) for axis in (limits.size_x, limits.size_y, limits.size_z)]
+        if bundle.manifest.mask_spacing == "recommended":  # trained on one size: never smaller, the air belongs to it
+            sizes = [[n for n in axis if n >= r] or axis for axis, r in zip(sizes, settings.size, strict=True)]
+        triples = limits.size_triples
+    if not all(sizes):
+        raise RequestError(f"Bundle {bundle.name!r} lists no sizes; give --size.")
+    grid = model_grid(
+        users.grid,
+        content_box(users),
+        spacing,  # type: ignore[arg-type]
+        divisor=bundle.size_divisor,
+        allowed_sizes=sizes,
+        allowed_triples=triples,
+        equal_xy=limits.equal_xy,
+        margin_mm=_MARGIN_MM,
+    )
+    limits.check_field_of_view(grid.shape, grid.spacing, request.body_region)
+    return grid
+
+
+def _canonical_spacing(mask: LabelMap) -> tuple[float, float, float]:
+    from MAISILib.resampling import canonical_grid
+
+    return canonical_grid(mask.grid).spacing
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,311 @@
+"""The walk: request → plan → mask → latent → image → quality → result. It calls the rooms in order and does no maths."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from MAISILib.anatomy.grids import back_to
+from MAISILib.anatomy.masks import label_bits, remove_tumors
+from MAISILib.codec.codec import Codec, IntensityScale, Windows
+from MAISILib.diffusion.networks import Conditions
+from MAISILib.diffusion.sampler import Denoiser, Guidance, sample_latent
+from MAISILib.diffusion.schedules import DdpmSchedule, FlowSchedule, Schedule
+from MAISILib.diffusion.solvers import make_solver
+from MAISILib.errors import OutOfMemory
+from MAISILib.generation.conditioning import ConditioningMask, MaskSource
+from MAISILib.generation.plan import Plan, diffusion_precision, plan
+from MAISILib.generation.progress import CancelToken, OnProgress, Progress, interruptible, silent
+from MAISILib.generation.provenance import describe_run
+from MAISILib.generation.result import GenerateResult, Sample
+from MAISILib.generation.settings import Settings, resolve
+from MAISILib.quality.hu_check import QualityReport, check_hu, read_ranges
+from MAISILib.volumes import Grid, Volume
+
+if TYPE_CHECKING:
+    from MAISILib.bundles.bundle import Bundle
+    from MAISILib.generation.request import GenerateRequest
+
+#: A sample that fails the HU check is made again this often, then kept and marked (MAISI's published rule).
+REGENERATIONS = 2
+#: Samples per visit of a network: it is loaded once for so many, and freed after them.
+_SAMPLES_PER_VISIT = 8
+
+
+def generate(
+    bundle: Bundle,
+    request: GenerateRequest,
+    *,
+    device: str = "auto",
+    on_progress: OnProgress = silent,
+    cancel: CancelToken | None = None,
+) -> GenerateResult:
+    """Carries out a request.
+
+    Args:
+        bundle: An opened bundle.
+        request: What to make.
+        device: ``auto``, ``cpu``, ``cuda``, ``mps``.
+        on_progress: Called with :class:`Progress`.
+        cancel: Its ``cancel()`` stops the run.
+
+    Returns:
+        All samples, in memory. For many large ones use :func:`generate_samples` and save each as it comes.
+
+    Raises:
+        MaisiError: Something is wrong with the request, the mask or the bundle, memory is short, or it was cancelled.
+    """
+    run = generate_samples(bundle, request, device=device, on_progress=on_progress, cancel=cancel)
+    return GenerateResult(list(run))
+
+
+def generate_samples(
+    bundle: Bundle,
+    request: GenerateRequest,
+    *,
+    device: str = "auto",
+    on_progress: OnProgress = silent,
+    cancel: CancelToken | None = None,
+) -> Iterator[Sample]:
+    """Like :func:`generate`, one sample at a time. The request is checked before this returns."""
+    settings, masks, planned = _prepare(bundle, request, device)
+    planned.check()
+    solver = make_solver(request.solver, bundle.manifest.schedule.kind)
+    run = _Run(bundle, request, settings, planned, masks, solver, on_progress, cancel or CancelToken())
+    return run.samples()
+
+
+def plan_request(bundle: Bundle, request: GenerateRequest, device: str = "auto") -> Plan:
+    """The plan that :func:`generate` would follow; unlike :func:`plan` it reads the mask file, which decides the size."""
+    return _prepare(bundle, request, device)[2]
+
+
+def _prepare(bundle: Bundle, request: GenerateRequest, device: str) -> tuple[Settings, MaskSource, Plan]:
+    settings = resolve(bundle, request)
+    make_solver(request.solver, bundle.manifest.schedule.kind)
+    masks = MaskSource(bundle, request, settings)
+    if masks.grid is not None:
+        settings = replace(settings, size=masks.grid.shape, spacing=masks.grid.spacing)
+    return settings, masks, plan(bundle, request, device, settings)
+
+
+def sample_seed(seed: int, index: int, purpose: str = "noise") -> int:
+    """The seed of one sample for one purpose: the same whatever else the request makes. 63 bits of SHA-256."""
+    digest = hashlib.sha256(f"{seed}/{index}/{purpose}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@dataclass
+class _Draft:
+    """A sample on its way."""
+
+    index: int
+    mask: ConditioningMask | None
+    attempts: int = 0
+    latent: torch.Tensor | None = None
+    image: Volume | None = None
+    quality: QualityReport | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class _Run:
+    def __init__(
+        self,
+        bundle: Bundle,
+        request: GenerateRequest,
+        settings: Settings,
+        planned: Plan,
+        masks: MaskSource,
+        solver: Any,
+        on_progress: OnProgress,
+        cancel: CancelToken,
+    ) -> None:
+        self._bundle, self._request, self._settings, self._plan = bundle, request, settings, planned
+        self._masks, self._solver, self._progress, self._cancel = masks, solver, on_progress, cancel
+        path = bundle.quality_path() if request.quality_check and request.mask != "none" else None
+        self._ranges = read_ranges(path) if path and bundle.manifest.intensity.kind == "ct" else []
+
+    def samples(self) -> Iterator[Sample]:
+        shared = describe_run(self._bundle, self._request, self._plan.device, self._plan.precision)
+        indices = range(self._request.first_index, self._request.first_index + self._request.count)
+        for start in range(0, len(indices), _SAMPLES_PER_VISIT):
+            drafts = [self._draft(index) for index in indices[start : start + _SAMPLES_PER_VISIT]]
+            pending = drafts
+            while pending:
+                self._diffuse(pending)
+                self._decode(pending)
+                pending = [d for d in pending if not self._passes(d) and d.attempts <= REGENERATIONS]
+            for draft in drafts:
+                yield self._finished(draft, shared)
+
+    def _draft(self, index: int) -> _Draft:
+        self._cancel.check()
+        self._progress(Progress("mask", 0, 1, "choosing a mask", index))
+        return _Draft(index, self._masks.for_sample(sample_seed(self._request.seed, index, "mask")))
+
+    @contextmanager
+    def _network(self, name: str) -> Iterator[Any]:
+        """A network for as long as it is needed, on the device, stopping when cancelled."""
+        self._cancel.check()
+        self._progress(Progress("load", 0, 1, f"loading the {name.replace('_', ' ')}"))
+        network = self._bundle.load(name, self._plan.device)
+        try:
+            with interruptible(network, self._cancel):
+                yield network
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise OutOfMemory(f"Memory ran out in the {name}. Ask for a smaller size. {self._plan}") from error
+        finally:
+            del network
+            gc.collect()
+            if self._plan.device.startswith("cuda"):
+                torch.cuda.empty_cache()
+
+    def _diffuse(self, drafts: list[_Draft]) -> None:
+        with self._network("diffusion") as unet:
+            if self._request.mask == "none":
+                for draft in drafts:
+                    self._diffuse_one(draft, unet, None)
+                return
+            with self._network("controlnet") as controlnet:
+                for draft in drafts:
+                    self._diffuse_one(draft, unet, controlnet)
+
+    def _diffuse_one(self, draft: _Draft, unet: Any, controlnet: Any) -> None:
+        started = time.perf_counter()
+        device, settings, steps = self._plan.device, self._settings, self._settings.steps
+        top, bottom = self._regions(draft)
+        denoiser = Denoiser(
+            unet,
+            controlnet,
+            Conditions(settings.modality_code, self._plan.spacing, top, bottom),
+            _bits(draft.mask.model.array) if draft.mask else None,
+            self._guidance(draft),
+            device=device,
+            autocast=diffusion_precision(device),
+        )
+        seed = sample_seed(self._request.seed, draft.index, f"noise {draft.attempts}")
+
+        def on_step(done: int, state: torch.Tensor, clean: torch.Tensor) -> None:
+            self._cancel.check()
+            self._progress(Progress("diffusion", done, steps, f"step {done} of {steps}", draft.index))
+
+        draft.latent = sample_latent(
+            denoiser,
+            _schedule(self._bundle),
+            self._solver,
+            self._plan.latent,
+            steps=steps,
+            seed=seed,
+            mode=self._request.schedule,
+            device=device,
+            on_step=on_step,
+        ).cpu()
+        draft.attempts += 1
+        draft.seconds["diffusion"] = draft.seconds.get("diffusion", 0.0) + time.perf_counter() - started
+
+    def _regions(self, draft: _Draft) -> tuple[int | None, int | None]:
+        if not self._bundle.manifest.body_region_input:
+            return None, None
+        asked = self._settings.regions
+        top, bottom = draft.mask.regions if draft.mask else (None, None)
+        if asked:
+            top, bottom = (top if top is not None else min(asked)), (bottom if bottom is not None else max(asked))
+        # A mask that shows no region (body only) is taken to be what head-to-lower volumes start and end with.
+        return (0 if top is None else top), (3 if bottom is None else bottom)
+
+    def _guidance(self, draft: _Draft) -> Guidance | None:
+        if self._settings.free_modality is None:
+            return None
+        free = _bits(remove_tumors(draft.mask.model).array) if draft.mask else None
+        return Guidance(self._request.guidance_scale, self._settings.free_modality, free)
+
+    def _decode(self, drafts: list[_Draft]) -> None:
+        intensity = self._bundle.manifest.intensity
+        windows = None
+        if self._request.decode == "windows":
+            windows = Windows(self._request.decode_window, self._request.decode_overlap)
+        with self._network("autoencoder") as autoencoder:
+            codec = Codec(
+                autoencoder,
+                self._bundle.scale_factor(),
+                IntensityScale(intensity.kind, intensity.low, intensity.high),
+                device=self._plan.device,
+            )
+            for draft in drafts:
+                started = time.perf_counter()
+
+                def on_window(done: int, total: int, index: int = draft.index) -> None:
+                    self._cancel.check()
+                    self._progress(Progress("decode", done, total, f"window {done} of {total}", index))
+
+                assert draft.latent is not None
+                draft.image = self._image(draft, codec.decode(draft.latent, windows, on_window=on_window))
+                draft.seconds["decode"] = draft.seconds.get("decode", 0.0) + time.perf_counter() - started
+
+    def _image(self, draft: _Draft, array: np.ndarray) -> Volume:
+        """The decoded array as an image on the model grid; CT outside the mask is air."""
+        intensity = self._bundle.manifest.intensity
+        units = "HU" if intensity.kind == "ct" else "arbitrary"
+        if draft.mask is None:
+            return Volume(array, Grid.axis_aligned(self._plan.size, self._plan.spacing).affine, units)
+        if intensity.kind == "ct":
+            array = np.where(draft.mask.model.array > 0, array, intensity.low)
+        return Volume(array, draft.mask.model.affine, units)
+
+    def _passes(self, draft: _Draft) -> bool:
+        if not self._ranges or draft.mask is None:
+            return True
+        assert draft.image is not None
+        self._progress(Progress("quality", 0, 1, "checking HU", draft.index))
+        draft.quality = check_hu(draft.image.array, draft.mask.model.array, self._ranges)
+        return draft.quality.passed
+
+    def _finished(self, draft: _Draft, shared: dict[str, Any]) -> Sample:
+        self._cancel.check()
+        assert draft.image is not None
+        image, mask = draft.image, draft.mask.output if draft.mask else None
+        low = self._bundle.manifest.intensity.low if image.units == "HU" else 0.0
+        if mask is not None and not mask.grid.same_as(image.grid):
+            image = back_to(image, mask.grid, fill=low)
+            if image.units == "HU":
+                image = replace(image, array=np.where(mask.array > 0, image.array, low))
+        image = replace(image, array=np.rint(image.array).clip(-32768, 32767).astype(np.int16))
+        settings = self._settings
+        provenance = shared | {
+            "sample": {"index": draft.index, "attempts": draft.attempts},
+            "mask_source": draft.mask.source if draft.mask else None,
+            "settings": {
+                "size": list(self._plan.size),
+                "spacing": list(self._plan.spacing),
+                "modality": settings.modality,
+                "modality_code": settings.modality_code,
+                "steps": settings.steps,
+                "schedule": self._request.schedule,
+                "solver": type(self._solver).__name__,
+                "guidance_scale": self._request.guidance_scale,
+            },
+            "seconds": {name: round(value, 2) for name, value in draft.seconds.items()},
+            "quality": draft.quality.to_dict() if draft.quality else None,
+        }
+        self._progress(Progress("done", 1, 1, "finished", draft.index))
+        seed = sample_seed(self._request.seed, draft.index)
+        return Sample(draft.index, seed, image, mask, draft.quality, draft.attempts, provenance)
+
+
+def _bits(labels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(label_bits(labels)))[None].float()
+
+
+def _schedule(bundle: Bundle) -> Schedule:
+    entry = bundle.manifest.schedule
+    if entry.kind == "rflow":
+        return FlowSchedule(entry.train_timesteps, entry.use_timestep_transform, entry.base_latent_voxels)
+    return DdpmSchedule(entry.train_timesteps, entry.beta_start, entry.beta_end, entry.beta_schedule)

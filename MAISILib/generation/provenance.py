@@ -1,0 +1,122 @@
+"""How a sample was made: written beside it, and read back to make it again."""
+
+from __future__ import annotations
+
+import json
+import platform
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from MAISILib.errors import BundleError, FileFormatError, RequestError
+from MAISILib.generation.request import GenerateRequest
+
+if TYPE_CHECKING:
+    from MAISILib.bundles.bundle import Bundle
+
+FORMAT = "maisi-provenance"
+FORMAT_VERSION = 1
+STATEMENT = "Synthetic image made by a generative model. Not a patient; not for diagnosis."
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of what takes part in the arithmetic."""
+    import torch
+
+    import MAISILib
+
+    found = {"MAISILib": MAISILib.__version__, "python": platform.python_version(), "torch": torch.__version__}
+    for package in ("monai", "numpy", "scipy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def describe_run(bundle: Bundle, request: GenerateRequest, device: str, precision: str) -> dict[str, Any]:
+    """The part of the provenance that all samples of a run share."""
+    import torch
+
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "synthetic": True,
+        "statement": STATEMENT,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "software": software_versions(),
+        "bundle": {
+            "name": bundle.name,
+            "version": bundle.manifest.version,
+            "folder": str(bundle.folder),
+            "licence": bundle.manifest.licence.name,
+            "citation": bundle.manifest.citation,
+            "weights_sha256": bundle.weights_sha256(),
+        },
+        "device": {"name": device, "precision": precision, "threads": torch.get_num_threads()},
+        "request": json.loads(request.to_json()),
+    }
+
+
+def read_replay(path: str | Path) -> tuple[str, GenerateRequest, dict[str, Any]]:
+    """Reads a provenance file for replaying its sample.
+
+    Returns:
+        Bundle name or folder, a request for exactly this sample, and the whole provenance.
+
+    Raises:
+        FileFormatError: Missing, not JSON, not a provenance file, or of a newer version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileFormatError(f"{path} does not exist. Give the provenance.json of a sample.")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise FileFormatError(f"{path} is not valid JSON: {error}.") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise FileFormatError(f"{path} is not a provenance file of MAISI for Slicer.")
+    if not isinstance(data.get("format_version"), int) or data["format_version"] > FORMAT_VERSION:
+        raise FileFormatError(f"{path} was written by a newer version of MAISI for Slicer. Update to replay it.")
+    try:
+        request = GenerateRequest(**{**data["request"], "count": 1, "first_index": data["sample"]["index"]})
+        bundle = data["bundle"]["name"], data["bundle"]["folder"]
+    except (KeyError, TypeError, RequestError) as error:
+        raise FileFormatError(f"{path} lacks what a replay needs: {error}.") from None
+    return _bundle_to_open(*bundle), request, data
+
+
+def _bundle_to_open(name: str, folder: str) -> str:
+    from MAISILib.bundles.catalogue import find_bundle
+
+    try:
+        find_bundle(name)
+    except BundleError:
+        return folder
+    return name
+
+
+def check_replay(bundle: Bundle, provenance: dict[str, Any]) -> None:
+    """Refuses a replay that could not give the same image.
+
+    Raises:
+        BundleError: The weights are not those that made the sample.
+        FileFormatError: The mask file has changed or is gone.
+    """
+    from MAISILib.generation.conditioning import file_sha256
+
+    recorded, present = provenance["bundle"]["weights_sha256"], bundle.weights_sha256()
+    differing = [name for name, digest in recorded.items() if present.get(name) != digest]
+    if differing:
+        raise BundleError(
+            f"Bundle {bundle.name!r} has other weights now than those that made this sample ({', '.join(differing)}); "
+            "the replay would differ. Install the version that is named in the provenance."
+        )
+    source = provenance.get("mask_source") or {}
+    if source.get("kind") == "file":
+        path = Path(source["path"])
+        if not path.is_file():
+            raise FileFormatError(f"The mask {path} of this sample is gone; it is needed for the replay.")
+        if file_sha256(path) != source["sha256"]:
+            raise FileFormatError(f"The mask {path} has changed since this sample was made; the replay would differ.")

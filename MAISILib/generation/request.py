@@ -1,0 +1,176 @@
+"""What a user asks for: one validated object, JSON in and out, that also reads the published ``config_infer.json``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from MAISILib.errors import RequestError, did_you_mean
+
+Count = Annotated[int, Field(ge=1)]
+Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+#: Keys of the published ``config_infer.json`` → ours. ``None``: read and not needed, for the reason given in the docs.
+PUBLISHED_KEYS = {
+    "num_output_samples": "count",
+    "body_region": "body_region",
+    "anatomy_list": "anatomy",
+    "modality": "modality",
+    "num_inference_steps": "steps",
+    "output_size": "output_size",
+    "spacing": "spacing",
+    "cfg_guidance_scale": "guidance_scale",
+    "random_seed": "seed",
+    "autoencoder_sliding_window_infer_size": "decode_window",
+    "autoencoder_sliding_window_infer_overlap": "decode_overlap",
+    "controllable_anatomy_size": "controllable_anatomy_size",
+    "mask_generation_num_inference_steps": None,
+    "image_output_ext": None,
+    "label_output_ext": None,
+    "autoencoder_tp_num_splits": None,
+    "dim": None,
+    "diffusion_unet_inference": None,
+}
+
+
+class GenerateRequest(BaseModel):
+    """A request. Fields left out take the bundle's recommendation.
+
+    Args:
+        anatomy: Names or label numbers that the mask must hold (library masks are chosen by them).
+        body_region: Regions that a library mask must reach over: head, chest, abdomen, lower.
+        controllable_anatomy_size: Anatomy → size 0–1 (percentile) or −1 (absent), for bundles with a mask generator.
+        mask: ``library`` takes a mask of the bundle, ``file`` the one at ``mask_file``, ``none`` makes an image only.
+        mask_file: NIfTI or NRRD label map in the bundle's labels, any orientation and spacing.
+        mask_ct: CT of the same patient, used to find the body if the mask has no body label.
+        modality: Name or class code of the bundle's modality table.
+        output_size: Voxels ``(X, Y, Z)``.
+        spacing: Voxel size in mm ``(x, y, z)``.
+        steps: Solver steps.
+        solver: Name of the solver; see :mod:`MAISILib.diffusion.solvers`.
+        schedule: ``exact``, or ``upstream`` for MONAI's rounding.
+        guidance_scale: 0 is off; 1–5 strengthens modality and tumours.
+        seed: Every sample derives its own seed from it and from its index.
+        count: Number of samples.
+        first_index: Index of the first sample, so that sample k can be made alone.
+        quality_check: Check median HU per organ and make a failed sample again, at most twice.
+        decode: ``whole`` decodes at once, ``windows`` in the published overlapping windows.
+        decode_window: Window edge in latent voxels.
+        decode_overlap: Part that neighbouring windows share.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    anatomy: list[str | int] = []
+    body_region: list[str] = []
+    controllable_anatomy_size: dict[str, float] = {}
+    mask: Literal["library", "file", "none"] = "library"
+    mask_file: Path | None = None
+    mask_ct: Path | None = None
+    modality: str | int | None = None
+    output_size: tuple[Count, Count, Count] | None = None
+    spacing: tuple[Millimetres, Millimetres, Millimetres] | None = None
+    steps: Count | None = None
+    solver: str | None = None
+    schedule: Literal["exact", "upstream"] = "exact"
+    guidance_scale: Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)] = 0.0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    count: Annotated[int, Field(ge=1, le=100_000)] = 1
+    first_index: Annotated[int, Field(ge=0)] = 0
+    quality_check: bool = True
+    decode: Literal["whole", "windows"] = "whole"
+    decode_window: tuple[Count, Count, Count] = (48, 48, 48)
+    decode_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.6666
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise RequestError(_plainly(error)) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _file_implies_its_source(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("mask_file") is not None and "mask" not in data:
+            return {**data, "mask": "file"}
+        return data
+
+    @model_validator(mode="after")
+    def _sources_agree(self) -> GenerateRequest:
+        if (self.mask == "file") != (self.mask_file is not None):
+            raise ValueError("mask and mask_file contradict each other; give mask_file with mask 'file' and only then")
+        if self.mask == "none" and (self.anatomy or self.controllable_anatomy_size):
+            raise ValueError("without a mask no anatomy or organ size can be asked for; leave them out")
+        if self.mask_ct is not None and self.mask != "file":
+            raise ValueError("mask_ct belongs to a mask_file")
+        return self
+
+    def to_json(self) -> str:
+        """The request as JSON; :meth:`from_json` reads it back."""
+        return self.model_dump_json(indent=2, exclude_defaults=True)
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "request") -> GenerateRequest:
+        """Reads a request of ours, or a published ``config_infer.json``.
+
+        Raises:
+            RequestError: Not JSON, an unknown key (with the nearest known), or a value that does not fit.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise RequestError(f"{where} is not JSON: {error}.") from None
+        if not isinstance(data, dict):
+            raise RequestError(f"{where}: a request is a JSON object, not a {type(data).__name__}.")
+        if set(data) & (set(PUBLISHED_KEYS) - set(cls.model_fields)):
+            data = _from_published(data, where)
+        try:
+            return cls(**data)
+        except RequestError as error:
+            raise RequestError(f"{where}: {error}") from None
+
+    def to_published(self) -> dict[str, Any]:
+        """The request as the published ``config_infer.json`` has it, with the keys that both know and that are set."""
+        ours = self.model_dump(mode="json")
+        published = {
+            key: ours[name] for key, name in PUBLISHED_KEYS.items() if name and ours[name] not in (None, {}, [])
+        }
+        sizes = published.get("controllable_anatomy_size")
+        if sizes is not None:
+            published["controllable_anatomy_size"] = [[name, size] for name, size in sizes.items()]
+        return published
+
+
+def _from_published(data: dict[str, Any], where: str) -> dict[str, Any]:
+    request: dict[str, Any] = {}
+    for key, value in data.items():
+        if key in GenerateRequest.model_fields and key not in PUBLISHED_KEYS:
+            request[key] = value
+        elif key not in PUBLISHED_KEYS:
+            raise RequestError(f"{where}: unknown key {key!r}.{did_you_mean(key, PUBLISHED_KEYS)}")
+        elif PUBLISHED_KEYS[key] is not None and value is not None:
+            request[PUBLISHED_KEYS[key]] = value  # type: ignore[index]
+    sizes = request.get("controllable_anatomy_size")
+    if isinstance(sizes, list):
+        request["controllable_anatomy_size"] = dict(sizes)
+    if isinstance(request.get("seed"), str):  # published files hold "0" as well as 0
+        request["seed"] = int(request["seed"]) if request["seed"].strip().isdigit() else request["seed"]
+    return request
+
+
+def _plainly(error: ValidationError) -> str:
+    """Pydantic's findings as one sentence each, with the value that was given."""
+    sentences = []
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            sentences.append(f"Unknown field {name!r}.{did_you_mean(name, GenerateRequest.model_fields)}")
+        elif not name:
+            sentences.append(f"{message[0].upper()}{message[1:]}.")
+        else:
+            sentences.append(f"{name}: {message[0].lower()}{message[1:]} (got {item['input']!r}).")
+    return " ".join(sentences)

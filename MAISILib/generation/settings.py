@@ -1,0 +1,145 @@
+"""A request read against a bundle: every choice made, every limit checked, nothing loaded yet."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from MAISILib.errors import RequestError, did_you_mean
+
+if TYPE_CHECKING:
+    from MAISILib.bundles.bundle import Bundle
+    from MAISILib.bundles.manifest import Manifest, Recommendation
+    from MAISILib.generation.request import GenerateRequest
+
+#: Body regions in the order of the networks' one-hot input (MAISI_FACTS: head, chest, abdomen, lower).
+REGION_INDEX = {"head": 0, "chest": 1, "thorax": 1, "abdomen": 2, "lower": 3, "pelvis": 3}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What will be done.
+
+    Args:
+        size: Output voxels ``(X, Y, Z)``. For a mask from a file: the recommendation; the mask decides later.
+        spacing: Output spacing in mm; ``None`` where a mask from a file keeps its own.
+        labels: Wanted label values.
+        regions: Wanted body regions, as indices 0–3.
+        modality: Name of the modality.
+        modality_code: Its class code.
+        free_modality: Class code of guidance's unconditional side, ``None`` where guidance is off.
+        steps: Solver steps.
+    """
+
+    size: tuple[int, int, int]
+    spacing: tuple[float, float, float] | None
+    labels: tuple[int, ...]
+    regions: tuple[int, ...]
+    modality: str
+    modality_code: int
+    free_modality: int | None
+    steps: int
+
+
+def resolve(bundle: Bundle, request: GenerateRequest) -> Settings:
+    """Completes a request from the bundle's recommendations and checks it against the bundle's limits.
+
+    Raises:
+        RequestError: Unknown names (with the nearest), illegal sizes (with the nearest legal), or something that this
+            bundle cannot do.
+    """
+    manifest = bundle.manifest
+    modality, code = _modality(manifest, request)
+    regions = tuple(_region(word) for word in request.body_region)
+    if request.mask != "none" and "controlnet" not in manifest.networks:
+        raise RequestError(f"Bundle {bundle.name!r} makes images without a mask only. Use --no-mask (mask='none').")
+    if request.mask == "library" and manifest.masks is None:
+        raise RequestError(f"Bundle {bundle.name!r} has no mask library. Give a mask file, or use --no-mask.")
+    if request.controllable_anatomy_size:
+        _refuse_sizes(bundle, request)
+    if manifest.body_region_input and request.mask == "none" and not regions:
+        raise RequestError(
+            f"Bundle {bundle.name!r} needs body regions when it makes an image without a mask. "
+            "Give --body-region head, chest, abdomen or lower."
+        )
+    best = _recommendation(manifest, regions, modality)
+    size, spacing = request.output_size or best.size, request.spacing or best.spacing
+    if request.output_size or request.mask != "file":
+        manifest.limits.check_size(size, bundle.size_divisor)
+    manifest.limits.check_spacing(spacing)
+    if request.output_size or request.mask != "file":
+        manifest.limits.check_field_of_view(size, spacing, request.body_region)
+    keep = request.mask == "file" and manifest.mask_spacing == "keep" and request.spacing is None
+    return Settings(
+        size=size,
+        spacing=None if keep else spacing,
+        labels=tuple(bundle.labels.find(a).value for a in request.anatomy),
+        regions=regions,
+        modality=modality,
+        modality_code=code,
+        free_modality=_free_modality(bundle, request),
+        steps=_steps(manifest, request),
+    )
+
+
+def _modality(manifest: Manifest, request: GenerateRequest) -> tuple[str, int]:
+    if request.modality is None:
+        return next(iter(manifest.modality.items()))
+    wanted = str(request.modality).strip().lower()
+    for name, code in manifest.modality.items():
+        if wanted in (name.lower(), str(code)):
+            return name, code
+    known = ", ".join(f"{name} ({code})" for name, code in manifest.modality.items())
+    raise RequestError(
+        f"Unknown modality {request.modality!r}; this bundle makes {known}.{did_you_mean(wanted, manifest.modality)}"
+    )
+
+
+def _region(word: str) -> int:
+    index = REGION_INDEX.get(word.strip().lower())
+    if index is None:
+        near = difflib.get_close_matches(word.lower(), REGION_INDEX, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise RequestError(f"Unknown body region {word!r}; known: {', '.join(REGION_INDEX)}.{hint}")
+    return index
+
+
+def _refuse_sizes(bundle: Bundle, request: GenerateRequest) -> None:
+    if not bundle.manifest.controllable or "mask_diffusion" not in bundle.manifest.networks:
+        raise RequestError(
+            f"Bundle {bundle.name!r} has no mask generator, so organ sizes cannot be set "
+            f"({', '.join(request.controllable_anatomy_size)}). Choose masks from its library with --anatomy."
+        )
+    raise RequestError("Masks with chosen organ sizes cannot be generated by this version. Choose masks by --anatomy.")
+
+
+def _free_modality(bundle: Bundle, request: GenerateRequest) -> int | None:
+    if request.guidance_scale == 0:
+        return None
+    free = bundle.manifest.unconditional_modality
+    if free is None:
+        raise RequestError(
+            f"Bundle {bundle.name!r} was trained without an unconditional input, so guidance cannot be used. "
+            "Leave out --guidance."
+        )
+    return free
+
+
+def _steps(manifest: Manifest, request: GenerateRequest) -> int:
+    steps = request.steps or manifest.schedule.steps
+    if steps > manifest.schedule.train_timesteps:
+        raise RequestError(
+            f"{steps} steps are too many: this model was trained with {manifest.schedule.train_timesteps}."
+        )
+    return steps
+
+
+def _recommendation(manifest: Manifest, regions: tuple[int, ...], modality: str) -> Recommendation:
+    """The first recommendation for exactly these regions or this modality, else the first of all."""
+    for entry in manifest.recommended:
+        if entry.modality == modality and not regions:
+            return entry
+        if regions and {REGION_INDEX[r] for r in entry.regions} == set(regions):
+            return entry
+    return manifest.recommended[0]
