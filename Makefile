@@ -34,7 +34,7 @@ lint: $(READY)
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 bench: $(READY)
-	@$(VENV)/bin/python Testing/benchmark.py
+	@for script in Testing/benchmarks/*.py; do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
 
 clean:
 	rm -rf demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

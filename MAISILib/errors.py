@@ -68,6 +68,15 @@ class Cancelled(MaisiError):
     exit_code = 130
 
 
+def means_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: a type of its own on GPUs, a plain RuntimeError of PyTorch's allocator on a CPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("not enough memory", "out of memory")
+    )
+
+
 def nearest_names(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
     """Names in ``known`` that read like ``name``, best first, for "did you mean" hints."""
     known = list(known)

@@ -9,7 +9,6 @@ factor is left alone.
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 import re
 import zipfile
@@ -18,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from MAISILib.bundles.manifest import cannot_write
 from MAISILib.errors import BundleError
+from MAISILib.files.atomic import atomic_path
 
 if TYPE_CHECKING:
     import torch
@@ -275,7 +274,8 @@ def save_safetensors(
         scale_factor: Latent scale factor to keep with the weights.
 
     Raises:
-        BundleError: The file cannot be written, or a weight is NaN or infinite.
+        BundleError: A weight is NaN or infinite.
+        OutputError: The file cannot be written.
     """
     import torch
     from safetensors.torch import save_file
@@ -285,15 +285,9 @@ def save_safetensors(
     if broken:
         raise BundleError(f"{path}: not written: {len(broken)} weights hold NaN or infinity: {_listed(broken)}.")
     metadata = {"format": "pt"} | ({} if scale_factor is None else {"scale_factor": repr(float(scale_factor))})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
         save_file({name: _narrowed(value, dtype) for name, value in state.items()}, str(temporary), metadata)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        temporary.chmod(0o644)  # safetensors writes files that only their owner may read
     return path
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
-import click
 import typer
 
 from MAISILib.cli import bundles, demo, generate, plan
 from MAISILib.errors import Cancelled, MaisiError
+
+#: What typer raises for wrong usage: click's class, or since typer has its own copy of click, that one's.
+_UsageProblem: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 app = typer.Typer(
     name="maisi",
@@ -39,10 +42,10 @@ def main(arguments: list[str] | None = None) -> int:
     except MaisiError as error:
         typer.echo(f"maisi: {error}", err=True)
         return error.exit_code
-    except click.ClickException as error:
+    except _UsageProblem as error:
         error.show()
         return 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         typer.echo(f"maisi: {Cancelled('Cancelled. Nothing was left half-written.')}", err=True)
         return Cancelled.exit_code
     except MemoryError:

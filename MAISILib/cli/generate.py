@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,11 +23,11 @@ def run(
     spacing: options.Spacing = None,
     steps: options.Steps = None,
     solver: options.Solver = None,
-    schedule: options.Schedule = "exact",
-    guidance: options.Guidance = 0.0,
-    seed: options.Seed = 0,
-    count: options.Count = 1,
-    first_index: options.FirstIndex = 0,
+    schedule: options.Schedule = None,
+    guidance: options.Guidance = None,
+    seed: options.Seed = None,
+    count: options.Count = None,
+    first_index: options.FirstIndex = None,
     windows: options.Windows = False,
     request: options.RequestFile = None,
     no_quality_check: Annotated[
@@ -45,33 +45,34 @@ def run(
     """
     from MAISILib.cli.running import generate_into
 
+    asked: dict[str, Any] = {
+        "request_file": request,
+        "mask": mask,
+        "no_mask": no_mask,
+        "windows": windows,
+        "anatomy": anatomy,
+        "body_region": body_region,
+        "mask_ct": mask_ct,
+        "modality": modality,
+        "output_size": size,
+        "spacing": spacing,
+        "steps": steps,
+        "solver": solver,
+        "schedule": schedule,
+        "guidance_scale": guidance,
+        "seed": seed,
+        "count": count,
+        "first_index": first_index,
+        "quality_check": False if no_quality_check else None,
+    }
     if replay is not None:
         from MAISILib.generation.provenance import read_replay
 
+        options.refuse_beside_replay(asked)
         bundle, wanted, recorded = read_replay(replay)
-        written = generate_into(out, bundle, wanted, device=device, scene=scene, recorded=recorded)
     else:
-        wanted = options.build_request(
-            request_file=request,
-            mask=mask,
-            no_mask=no_mask,
-            windows=windows,
-            anatomy=anatomy,
-            body_region=body_region,
-            mask_ct=mask_ct,
-            modality=modality,
-            output_size=size,
-            spacing=spacing,
-            steps=steps,
-            solver=solver,
-            schedule=schedule,
-            guidance_scale=guidance,
-            seed=seed,
-            count=count,
-            first_index=first_index,
-            quality_check=not no_quality_check,
-        )
-        written = generate_into(out, bundle, wanted, device=device, scene=scene)
+        wanted, recorded = options.build_request(**asked), None
+    written = generate_into(out, bundle, wanted, device=device, scene=scene, recorded=recorded)
     if as_json:
         typer.echo(json.dumps(written, indent=2, ensure_ascii=False))
         return

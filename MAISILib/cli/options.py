@@ -26,12 +26,15 @@ Size = Annotated[tuple[int, int, int] | None, typer.Option("--size", help="Voxel
 Spacing = Annotated[tuple[float, float, float] | None, typer.Option("--spacing", help="Voxel size x y z in mm.")]
 Steps = Annotated[int | None, typer.Option("--steps", help="Solver steps; default is the bundle's.")]
 Solver = Annotated[str | None, typer.Option("--solver", help="Solver; default fits the bundle.")]
-Schedule = Annotated[str, typer.Option("--schedule", help="exact, or upstream for MONAI's rounding.")]
-Guidance = Annotated[float, typer.Option("--guidance", help="Guidance scale; 0 is off, 1–5 is useful.")]
-Seed = Annotated[int, typer.Option("--seed", help="Same seed, same result.")]
-Count = Annotated[int, typer.Option("--count", "-n", help="Number of samples.")]
+Schedule = Annotated[str | None, typer.Option("--schedule", help="exact (default), or upstream for MONAI's rounding.")]
+Guidance = Annotated[
+    float | None, typer.Option("--guidance", help="Guidance scale; 0 (default) is off, 1–5 is useful.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Same seed, same result.")]
+Count = Annotated[int | None, typer.Option("--count", "-n", help="Number of samples; default is 1.")]
 FirstIndex = Annotated[
-    int, typer.Option("--first-index", help="Index of the first sample, to make one sample of a set alone.")
+    int | None,
+    typer.Option("--first-index", help="Index of the first sample, to make one sample of a set alone."),
 ]
 Windows = Annotated[
     bool, typer.Option("--windows", help="Decode in the published overlapping windows (less memory, seams).")
@@ -42,6 +45,17 @@ RequestFile = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")]
+
+
+def refuse_beside_replay(asked: dict[str, Any]) -> None:
+    """Raises RequestError if, beside --replay, something else was asked for: a replay makes the recorded sample."""
+    from MAISILib.errors import RequestError
+
+    given = [name for name, value in asked.items() if value is not None and value is not False and value != []]
+    if given:
+        raise RequestError(
+            f"--replay makes exactly the recorded sample; leave out what else describes one ({', '.join(given)})."
+        )
 
 
 def build_request(
@@ -60,13 +74,13 @@ def build_request(
     from MAISILib.errors import FileFormatError, RequestError
     from MAISILib.generation.request import GenerateRequest
 
-    given = {name: value for name, value in fields.items() if value not in (None, [])}
+    given = {name: value for name, value in fields.items() if value is not None and value != []}
     if mask is not None and no_mask:
         raise RequestError("--mask and --no-mask contradict each other. Give one of them.")
     if mask is not None:
         given |= {"mask": "file", "mask_file": mask}
     elif no_mask:
-        given |= {"mask": "none", "mask_file": None}
+        given = {"mask": "none", "mask_file": None, "mask_ct": None, **given}
     if windows:
         given["decode"] = "windows"
     if request_file is None:
@@ -76,6 +90,4 @@ def build_request(
     except (OSError, UnicodeDecodeError) as error:
         raise FileFormatError(f"{request_file} cannot be read: {error}.") from None
     base = GenerateRequest.from_json(text, str(request_file))
-    defaults = GenerateRequest()
-    changed = {name: value for name, value in given.items() if value != getattr(defaults, name)}
-    return GenerateRequest(**{**base.model_dump(exclude_unset=True), **changed})
+    return GenerateRequest(**{**base.model_dump(exclude_unset=True), **given})

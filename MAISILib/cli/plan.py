@@ -21,10 +21,10 @@ def run(
     spacing: options.Spacing = None,
     steps: options.Steps = None,
     solver: options.Solver = None,
-    schedule: options.Schedule = "exact",
-    guidance: options.Guidance = 0.0,
-    seed: options.Seed = 0,
-    count: options.Count = 1,
+    schedule: options.Schedule = None,
+    guidance: options.Guidance = None,
+    seed: options.Seed = None,
+    count: options.Count = None,
     windows: options.Windows = False,
     request: options.RequestFile = None,
     device: options.Device = "auto",
@@ -50,7 +50,11 @@ def run(
         count=count,
     )
     from MAISILib.bundles.bundle import open_bundle
-    from MAISILib.generation.pipeline import plan_request
+    from MAISILib.generation.conditioning import prepare
 
-    planned = plan_request(open_bundle(bundle), wanted, device)
+    opened = open_bundle(bundle)
+    prepared = prepare(opened, wanted)
+    from MAISILib.generation.pipeline import plan_request  # PyTorch: only now that the request is known to be good
+
+    planned = plan_request(opened, wanted, device, prepared)
     typer.echo(json.dumps(planned.to_dict(), indent=2) if as_json else str(planned))

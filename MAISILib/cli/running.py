@@ -1,4 +1,4 @@
-"""Runs a request for the command line: progress on stderr, Ctrl-C, samples on disk as they come, the scene at the end."""
+"""Runs a request for the command line: progress on stderr, Ctrl-C, samples to disk as they come, the scene last."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from MAISILib.errors import OutputError
-from MAISILib.generation.pipeline import generate_samples
 from MAISILib.generation.progress import CancelToken, OnProgress, Progress
 from MAISILib.generation.request import GenerateRequest
-from MAISILib.generation.result import Sample
+
+if TYPE_CHECKING:
+    from MAISILib.generation.result import Sample
 
 
 def generate_into(
@@ -29,6 +30,8 @@ def generate_into(
 ) -> dict[str, Any]:
     """Generates into ``out`` and tells what was written.
 
+    What can be found wrong without PyTorch is found first: a mistyped name is answered in a second.
+
     Args:
         out: Folder; made where missing.
         bundle_name: Name or folder.
@@ -38,9 +41,10 @@ def generate_into(
         recorded: Provenance of the sample that is replayed.
 
     Returns:
-        ``{"samples": [{folder, files, seed, quality, passed, attempts, seconds}], "scene": path or None, "seconds": s}``.
+        ``{"samples": [{folder, files, seed, quality, passed, attempts, seconds}], "scene": path or None, "seconds"}``.
     """
     from MAISILib.bundles.bundle import open_bundle
+    from MAISILib.generation.conditioning import prepare
     from MAISILib.generation.provenance import check_replay
 
     started = time.perf_counter()
@@ -48,15 +52,23 @@ def generate_into(
     if recorded is not None:
         check_replay(bundle, recorded)
     with _cancel_on_interrupt() as cancel, _progress_on_stderr() as on_progress:
-        samples = generate_samples(bundle, request, device=device, on_progress=on_progress, cancel=cancel)
+        prepared = prepare(bundle, request)
         check_writable(out)
         scene_writer = _SceneWriter() if scene else None
+        from MAISILib.generation.pipeline import generate_samples
+
+        cancel.check()
+        samples = generate_samples(
+            bundle, request, device=device, on_progress=on_progress, cancel=cancel, prepared=prepared
+        )
         written = []
         for sample in samples:
+            cancel.check()
             files = sample.save(out / sample.name)
             written.append(_described(sample, out, files))
             if scene_writer:
                 scene_writer.add(sample)
+        cancel.check()
         scene_path = scene_writer.save(out / "scene.mrb") if scene_writer else None
     seconds = round(time.perf_counter() - started, 1)
     return {"samples": written, "scene": str(scene_path) if scene_path else None, "seconds": seconds}
@@ -70,18 +82,17 @@ def check_writable(folder: Path) -> None:
     """
     from MAISILib.files.atomic import output_error
 
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
-    probe = existing / f".maisi-{os.getpid()}"
     try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not existing.is_dir():
             raise OutputError(f"Cannot write into {folder}: {existing} is a file, not a folder. Choose another folder.")
-        probe.write_bytes(b"0" * 4096)
+        probe = existing / f".maisi-{os.getpid()}"
+        try:
+            probe.write_bytes(b"0" * 4096)
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise output_error(folder, error) from None
-    finally:
-        probe.unlink(missing_ok=True) if existing.is_dir() else None
 
 
 def _described(sample: Sample, out: Path, files: list[Path]) -> dict[str, Any]:

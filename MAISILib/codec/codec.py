@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from MAISILib.errors import OutOfMemory, RequestError
+from MAISILib.errors import OutOfMemory, RequestError, means_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,26 @@ class Windows:
 
     size: tuple[int, int, int] = (48, 48, 48)
     overlap: float = 0.6666
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap < 1 or min(self.size) < 1:
+            raise RequestError(
+                f"Windows of {self.size} with overlap {self.overlap}: give sizes ≥ 1 and 0 ≤ overlap < 1."
+            )
+
+    def edges(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The window on a latent ``(x, y, z)``: all of it if that has no more voxels than a window (published rule)."""
+        if math.prod(shape) <= math.prod(self.size):
+            return tuple(shape)
+        return tuple(min(n, w) for n, w in zip(shape, self.size, strict=True))
+
+    def count(self, shape: tuple[int, ...]) -> int:
+        """How many windows cover a latent ``(x, y, z)``."""
+        total = 1
+        for n, w in zip(shape, self.edges(shape), strict=True):
+            stride = n if n == w else max(1, int(w * (1 - self.overlap)))
+            total *= -(-(n - w) // stride) + 1
+        return total
 
 
 class Codec:
@@ -110,7 +131,7 @@ class Codec:
         """
         latent = latent.to(self._device, torch.float32) / self._scale
         shape = tuple(latent.shape[2:])
-        if windows is None or all(n <= w for n, w in zip(shape, windows.size, strict=True)):
+        if windows is None or windows.count(shape) == 1:
             output = _within_memory(lambda: self._autoencoder.decode(latent), "decode", shape)  # type: ignore[operator]
             on_window(1, 1)
         else:
@@ -121,17 +142,9 @@ class Codec:
         self, latent: torch.Tensor, windows: Windows, on_window: Callable[[int, int], None]
     ) -> torch.Tensor:
         from monai.inferers.inferer import SlidingWindowInferer
-        from monai.inferers.utils import _get_scan_interval
 
-        if not 0 <= windows.overlap < 1 or min(windows.size) < 1:
-            raise RequestError(
-                f"Windows of {windows.size} with overlap {windows.overlap}: give sizes ≥ 1 and 0 ≤ overlap < 1."
-            )
         shape = tuple(latent.shape[2:])
-        roi = tuple(min(n, w) for n, w in zip(shape, windows.size, strict=True))
-        interval = _get_scan_interval(shape, roi, 3, (windows.overlap,) * 3)
-        total = int(np.prod([-(-(n - w) // i) + 1 for n, w, i in zip(shape, roi, interval, strict=True)]))
-        done = 0
+        total, done = windows.count(shape), 0
 
         def decode_one(part: torch.Tensor) -> torch.Tensor:
             nonlocal done
@@ -140,21 +153,18 @@ class Codec:
             on_window(done, total)
             return output
 
-        inferer = SlidingWindowInferer(roi_size=roi, overlap=windows.overlap, mode="gaussian", sw_batch_size=1)
+        edges = windows.edges(shape)
+        inferer = SlidingWindowInferer(roi_size=edges, overlap=windows.overlap, mode="gaussian", sw_batch_size=1)
         return inferer(latent, decode_one)  # type: ignore[return-value]
 
 
 def _within_memory(work: Callable[[], torch.Tensor], doing: str, shape: tuple[int, ...]) -> torch.Tensor:
     try:
         return work()
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not means_out_of_memory(error):
+            raise
         raise OutOfMemory(_advice(doing, shape)) from error
-    except RuntimeError as error:
-        if "not enough memory" in str(error) or "out of memory" in str(
-            error
-        ):  # the CPU allocator has no type of its own
-            raise OutOfMemory(_advice(doing, shape)) from error
-        raise
 
 
 def _advice(doing: str, shape: tuple[int, ...]) -> str:

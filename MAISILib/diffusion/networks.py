@@ -1,8 +1,8 @@
 """How the diffusion UNet and the ControlNet are called: MONAI's modules, our walk through them.
 
 The walk equals MONAI's own ``forward`` (a test holds us to it) with three differences: residuals are added out of
-place, so that UNet and ControlNet can be trained together; the ControlNet's mask embedding is computed apart, once per mask
-rather than once per step; inputs that a network does not have are left out.
+place, so that UNet and ControlNet can be trained together; the ControlNet's mask embedding is computed apart, once per
+mask rather than once per step; inputs that a network does not have are left out.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ class Guidance:
     """Classifier-free guidance: ``prediction = free + scale·(conditioned − free)``.
 
     Args:
-        scale: 0 switches guidance off; 1 equals no guidance; 1–5 is useful.
+        scale: 1 equals no guidance; 1–5 is useful. (A request's 0, "off", means no ``Guidance`` at all.)
         free_modality: Class code of the unconditional side.
         free_bits: Mask of the unconditional side (tumours replaced by their hosts), ``(1, 8, X, Y, Z)``, or ``None``
             for image-only generation.

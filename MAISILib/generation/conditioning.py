@@ -5,21 +5,21 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from MAISILib.anatomy.envelope import add_body
 from MAISILib.anatomy.grids import content_box, model_grid
 from MAISILib.anatomy.labels import LabelTable
 from MAISILib.anatomy.library import Candidate, MaskLibrary
 from MAISILib.anatomy.masks import REGIONS, check_mask, regions_of
-from MAISILib.errors import MaskError, RequestError
-from MAISILib.resampling import resample_labels
+from MAISILib.errors import MaskError
+from MAISILib.generation.settings import Settings, resolve
+from MAISILib.resampling import canonical_grid, resample_labels
 from MAISILib.volumes import Grid, LabelMap
 
 if TYPE_CHECKING:
     from MAISILib.bundles.bundle import Bundle
     from MAISILib.generation.request import GenerateRequest
-    from MAISILib.generation.settings import Settings
 
 #: Air around the patient in a model grid made for a user's mask: a head-and-neck CT shows about that much.
 _MARGIN_MM = 10.0
@@ -78,7 +78,9 @@ class MaskSource:
         if self._from_file:
             return self._from_file
         candidate = self._search(self._request, seed)
-        mask = add_body(self._library.load(candidate))
+        mask = self._library.load(candidate)
+        if LabelTable.BODY in self._bundle.labels:
+            mask = add_body(mask)
         settings = self._settings
         assert settings.spacing is not None
         grid = Grid.axis_aligned(settings.size, settings.spacing, tuple(mask.grid.center))
@@ -88,11 +90,12 @@ class MaskSource:
             names = ", ".join(self._bundle.labels[v].name for v in sorted(missing))
             raise MaskError(
                 f"The mask {candidate.entry.file!r} has {names}, but not within {settings.size} voxels of "
-                f"{settings.spacing} mm. Ask for a larger field of view."
+                f"{settings.spacing} mm. Ask for a larger field of view or smaller voxels."
             )
         source = {
             "kind": "library",
             "entry": candidate.entry.file,
+            "sha256": file_sha256(self._library.folder / candidate.entry.file),
             "reason": candidate.reason,
             "notes": list(mask.notes),
         }
@@ -110,6 +113,25 @@ class MaskSource:
         return found[0]
 
 
+class Prepared(NamedTuple):
+    """A request that was checked against its bundle, with everything read that is no network."""
+
+    settings: Settings
+    masks: MaskSource
+
+
+def prepare(bundle: Bundle, request: GenerateRequest) -> Prepared:
+    """Does all checks of a request that need neither PyTorch nor weights; reads the mask file or the library's index.
+
+    Raises:
+        RequestError: The request does not fit the bundle.
+        MaskError: The mask file or the library cannot serve the request.
+        FileFormatError: A file cannot be read.
+    """
+    settings = resolve(bundle, request)
+    return Prepared(settings, MaskSource(bundle, request, settings))
+
+
 def _fits_exactly(mask: Grid, wanted: Grid) -> bool:
     return mask.shape == wanted.shape and all(
         abs(a / b - 1) < 1e-3 for a, b in zip(mask.spacing, wanted.spacing, strict=True)
@@ -120,7 +142,7 @@ def _read_users_mask(bundle: Bundle, request: GenerateRequest, settings: Setting
     from MAISILib.files.images import read_image, read_mask
 
     assert request.mask_file is not None
-    path = Path(request.mask_file)
+    path = request.mask_file
     users = read_mask(path, bundle.labels)
     check_mask(users, bundle.labels)
     missing = [bundle.labels[v].name for v in settings.labels if v not in users.labels]
@@ -130,11 +152,15 @@ def _read_users_mask(bundle: Bundle, request: GenerateRequest, settings: Setting
     if LabelTable.BODY in bundle.labels:
         users = add_body(users, ct)
     model = resample_labels(users, _model_grid(bundle, request, settings, users))
-    return ConditioningMask(
-        model=model,
-        output=users,
-        source={"kind": "file", "path": str(path.absolute()), "sha256": file_sha256(path), "notes": list(users.notes)},
-    )
+    source: dict[str, Any] = {
+        "kind": "file",
+        "path": str(path.absolute()),
+        "sha256": file_sha256(path),
+        "notes": list(users.notes),
+    }
+    if request.mask_ct:
+        source["ct"] = {"path": str(request.mask_ct.absolute()), "sha256": file_sha256(request.mask_ct)}
+    return ConditioningMask(model=model, output=users, source=source)
 
 
 def _model_grid(bundle: Bundle, request: GenerateRequest, settings: Settings, users: LabelMap) -> Grid:
@@ -142,38 +168,38 @@ def _model_grid(bundle: Bundle, request: GenerateRequest, settings: Settings, us
     limits = bundle.manifest.limits
     spacing = settings.spacing
     if spacing is None:
-        own = users.grid.spacing if limits.equal_spacing_xy is False else _canonical_spacing(users)
+        own = canonical_grid(users.grid).spacing  # along R, A, S, whatever the order of the file's axes
         spacing = tuple(min(max(s, a), b) for s, a, b in zip(own, limits.spacing_min, limits.spacing_max, strict=True))
         if limits.equal_spacing_xy:
             spacing = (spacing[0], spacing[0], spacing[2])
+    content = content_box(users)
+
+    def fitted(sizes: list[list[int]] | None, triples: list[tuple[int, int, int]] | None = None) -> Grid:
+        return model_grid(
+            users.grid,
+            content,
+            spacing,  # type: ignore[arg-type]
+            divisor=bundle.size_divisor,
+            allowed_sizes=sizes,
+            allowed_triples=triples,
+            equal_xy=limits.equal_xy,
+            margin_mm=_MARGIN_MM,
+        )
+
+    # A model that was trained on one size is never given a smaller one: the air belongs to it.
+    least = settings.size if bundle.manifest.mask_spacing == "recommended" else (1, 1, 1)
     if request.output_size:
-        sizes: list[list[int]] = [[n] for n in request.output_size]
-        triples = None
+        grid = fitted([[n] for n in request.output_size])
+    elif limits.size_triples is not None:
+        grid = fitted(None, limits.size_triples)
     else:
         sizes = [list(axis) for axis in (limits.size_x, limits.size_y, limits.size_z)]
-        if bundle.manifest.mask_spacing == "recommended":  # trained on one size: never smaller, the air belongs to it
-            sizes = [[n for n in axis if n >= r] or axis for axis, r in zip(sizes, settings.size, strict=True)]
-        triples = limits.size_triples
-    if not all(sizes):
-        raise RequestError(f"Bundle {bundle.name!r} lists no sizes; give --size.")
-    grid = model_grid(
-        users.grid,
-        content_box(users),
-        spacing,  # type: ignore[arg-type]
-        divisor=bundle.size_divisor,
-        allowed_sizes=sizes,
-        allowed_triples=triples,
-        equal_xy=limits.equal_xy,
-        margin_mm=_MARGIN_MM,
-    )
+        if not all(sizes):  # an axis without a list may have any length
+            free = fitted(None).shape
+            sizes = [axis or [max(n, r)] for axis, n, r in zip(sizes, free, least, strict=True)]
+        grid = fitted([[n for n in axis if n >= r] or axis for axis, r in zip(sizes, least, strict=True)])
     limits.check_field_of_view(grid.shape, grid.spacing, request.body_region)
     return grid
-
-
-def _canonical_spacing(mask: LabelMap) -> tuple[float, float, float]:
-    from MAISILib.resampling import canonical_grid
-
-    return canonical_grid(mask.grid).spacing
 
 
 def file_sha256(path: Path) -> str:

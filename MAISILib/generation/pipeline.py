@@ -1,8 +1,7 @@
-"""The walk: request → plan → mask → latent → image → quality → result. It calls the rooms in order and does no maths."""
+"""The walk: request → plan → mask → latent → image → quality → result. Calls the rooms in order and does no maths."""
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import time
 from collections.abc import Iterator
@@ -20,13 +19,13 @@ from MAISILib.diffusion.networks import Conditions
 from MAISILib.diffusion.sampler import Denoiser, Guidance, sample_latent
 from MAISILib.diffusion.schedules import DdpmSchedule, FlowSchedule, Schedule
 from MAISILib.diffusion.solvers import make_solver
-from MAISILib.errors import OutOfMemory
-from MAISILib.generation.conditioning import ConditioningMask, MaskSource
+from MAISILib.errors import OutOfMemory, means_out_of_memory
+from MAISILib.generation.conditioning import ConditioningMask, MaskSource, Prepared, prepare
 from MAISILib.generation.plan import Plan, diffusion_precision, plan
 from MAISILib.generation.progress import CancelToken, OnProgress, Progress, interruptible, silent
 from MAISILib.generation.provenance import describe_run
 from MAISILib.generation.result import GenerateResult, Sample
-from MAISILib.generation.settings import Settings, resolve
+from MAISILib.generation.settings import Settings
 from MAISILib.quality.hu_check import QualityReport, check_hu, read_ranges
 from MAISILib.volumes import Grid, Volume
 
@@ -74,27 +73,39 @@ def generate_samples(
     device: str = "auto",
     on_progress: OnProgress = silent,
     cancel: CancelToken | None = None,
+    prepared: Prepared | None = None,
 ) -> Iterator[Sample]:
-    """Like :func:`generate`, one sample at a time. The request is checked before this returns."""
-    settings, masks, planned = _prepare(bundle, request, device)
-    planned.check()
+    """Like :func:`generate`, one sample at a time. The request is checked before this returns.
+
+    Args:
+        bundle: As for `generate`.
+        request: As for `generate`.
+        device: As for `generate`.
+        on_progress: As for `generate`.
+        cancel: As for `generate`.
+        prepared: What :func:`prepare` gave for the same bundle and request, where that was called already.
+    """
     solver = make_solver(request.solver, bundle.manifest.schedule.kind)
+    settings, masks = prepared or prepare(bundle, request)
+    planned = _plan(bundle, request, settings, masks, device)
+    planned.check()
     run = _Run(bundle, request, settings, planned, masks, solver, on_progress, cancel or CancelToken())
     return run.samples()
 
 
-def plan_request(bundle: Bundle, request: GenerateRequest, device: str = "auto") -> Plan:
-    """The plan that :func:`generate` would follow; unlike :func:`plan` it reads the mask file, which decides the size."""
-    return _prepare(bundle, request, device)[2]
-
-
-def _prepare(bundle: Bundle, request: GenerateRequest, device: str) -> tuple[Settings, MaskSource, Plan]:
-    settings = resolve(bundle, request)
+def plan_request(
+    bundle: Bundle, request: GenerateRequest, device: str = "auto", prepared: Prepared | None = None
+) -> Plan:
+    """The plan that :func:`generate` would follow; unlike `plan` it reads the mask file, which decides the size."""
     make_solver(request.solver, bundle.manifest.schedule.kind)
-    masks = MaskSource(bundle, request, settings)
+    settings, masks = prepared or prepare(bundle, request)
+    return _plan(bundle, request, settings, masks, device)
+
+
+def _plan(bundle: Bundle, request: GenerateRequest, settings: Settings, masks: MaskSource, device: str) -> Plan:
     if masks.grid is not None:
         settings = replace(settings, size=masks.grid.shape, spacing=masks.grid.spacing)
-    return settings, masks, plan(bundle, request, device, settings)
+    return plan(bundle, request, device, settings)
 
 
 def sample_seed(seed: int, index: int, purpose: str = "noise") -> int:
@@ -153,20 +164,19 @@ class _Run:
 
     @contextmanager
     def _network(self, name: str) -> Iterator[Any]:
-        """A network for as long as it is needed, on the device, stopping when cancelled."""
+        """A network on the device, stopping when cancelled. It is freed when the caller lets go of it."""
         self._cancel.check()
         self._progress(Progress("load", 0, 1, f"loading the {name.replace('_', ' ')}"))
+        if self._plan.device.startswith("cuda"):
+            torch.cuda.empty_cache()  # what the stage before has left
         network = self._bundle.load(name, self._plan.device)
         try:
             with interruptible(network, self._cancel):
                 yield network
-        except (MemoryError, torch.OutOfMemoryError) as error:
+        except (MemoryError, RuntimeError) as error:
+            if not means_out_of_memory(error):
+                raise
             raise OutOfMemory(f"Memory ran out in the {name}. Ask for a smaller size. {self._plan}") from error
-        finally:
-            del network
-            gc.collect()
-            if self._plan.device.startswith("cuda"):
-                torch.cuda.empty_cache()
 
     def _diffuse(self, drafts: list[_Draft]) -> None:
         with self._network("diffusion") as unet:
@@ -278,9 +288,9 @@ class _Run:
             if image.units == "HU":
                 image = replace(image, array=np.where(mask.array > 0, image.array, low))
         image = replace(image, array=np.rint(image.array).clip(-32768, 32767).astype(np.int16))
-        settings = self._settings
+        settings, seed = self._settings, sample_seed(self._request.seed, draft.index)
         provenance = shared | {
-            "sample": {"index": draft.index, "attempts": draft.attempts},
+            "sample": {"index": draft.index, "seed": seed, "attempts": draft.attempts},
             "mask_source": draft.mask.source if draft.mask else None,
             "settings": {
                 "size": list(self._plan.size),
@@ -296,7 +306,6 @@ class _Run:
             "quality": draft.quality.to_dict() if draft.quality else None,
         }
         self._progress(Progress("done", 1, 1, "finished", draft.index))
-        seed = sample_seed(self._request.seed, draft.index)
         return Sample(draft.index, seed, image, mask, draft.quality, draft.attempts, provenance)
 
 

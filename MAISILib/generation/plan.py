@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from MAISILib.bundles.networks import build_network
+from MAISILib.codec.codec import Windows
 from MAISILib.diffusion.networks import Conditions, control_residuals, embed_mask, predict
 from MAISILib.errors import OutOfMemory, RequestError
 from MAISILib.generation.settings import Settings, resolve
@@ -87,9 +88,12 @@ class Plan:
         """Raises OutOfMemory, with what would fit, before anything is allocated."""
         if not self.fits:
             part = (self.available_bytes - _PROCESS_BYTES) / max(1, self.peak_bytes - _PROCESS_BYTES)
+            advice = f"A volume of about {part:.0%} as many voxels would fit: lower the size, or decode in windows."
+            if part < 0.01:
+                advice = "Not even a small volume would fit: close other programs first."
             raise OutOfMemory(
-                f"This needs about {self.peak_bytes / 1e9:.1f} GB on {self.device}, and {self.available_bytes / 1e9:.1f} GB "
-                f"are free. A volume of about {max(0.0, part):.0%} as many voxels would fit: lower the size, or decode in windows."
+                f"This needs about {self.peak_bytes / 1e9:.1f} GB on {self.device}, "
+                f"and {self.available_bytes / 1e9:.1f} GB are free. {advice}"
             )
 
     def __str__(self) -> str:
@@ -101,7 +105,10 @@ class Plan:
             f"  {s.name:<10} {s.seconds:8.1f} s  {s.bytes / 1e9:6.2f} GB  {s.flops / 1e12:8.3f} TFLOP"
             for s in self.stages
         ]
-        total = f"  about {self.seconds:.0f} s and {self.peak_bytes / 1e9:.1f} GB in all; {self.available_bytes / 1e9:.1f} GB are free"
+        total = (
+            f"  about {self.seconds:.0f} s and {self.peak_bytes / 1e9:.1f} GB in all; "
+            f"{self.available_bytes / 1e9:.1f} GB are free"
+        )
         return "\n".join([head, *rows, total])
 
 
@@ -114,10 +121,10 @@ def choose_device(device: str = "auto") -> str:
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         return next(name for name, there in has.items() if there)
-    kind = device.partition(":")[0]
-    if kind not in has:
+    kind, colon, number = device.partition(":")
+    if kind not in has or (colon and not (kind == "cuda" and number.isdecimal())):
         raise RequestError(f"Unknown device {device!r}; known: auto, cpu, cuda, cuda:0, mps.")
-    if not has[kind]:
+    if not has[kind] or (number and int(number) >= torch.cuda.device_count()):
         raise RequestError(f"Device {device!r} is not available to PyTorch on this machine. Use --device cpu or auto.")
     return device
 
@@ -209,15 +216,13 @@ def _diffusion_stage(
 
 def _decode_stage(bundle: Bundle, request: GenerateRequest, latent: tuple[int, ...], rate: float) -> Stage:
     autoencoder: Any = _unstored(bundle, "autoencoder")
-    shape, windows = latent[1:], 1
+    shape, count = latent[1:], 1
     if request.decode == "windows":
-        roi = tuple(min(n, w) for n, w in zip(shape, request.decode_window, strict=True))
-        for n, w in zip(shape, roi, strict=True):
-            windows *= 1 if n == w else -(-(n - w) // max(1, int(w * (1 - request.decode_overlap)))) + 1
-        shape = roi
+        windows = Windows(request.decode_window, request.decode_overlap)
+        shape, count = windows.edges(shape), windows.count(shape)
     with _WorkCounter(autoencoder) as work, torch.no_grad():
         autoencoder.decode(torch.empty(1, latent[0], *shape, device="meta"))
-    flops = work.flops * windows
+    flops = work.flops * count
     return Stage("decode", flops, flops / rate / _EFFICIENCY["decode"], _weight_bytes(autoencoder) + work.peak_bytes)
 
 
@@ -256,9 +261,8 @@ class _WorkCounter:
             self.flops += 2.0 * output.numel() * module.weight[0].numel()
         elif isinstance(module, nn.ConvTranspose3d):
             self.flops += 2.0 * inputs[0].numel() * module.weight[0].numel()
-        elif (
-            hasattr(module, "use_flash_attention") and inputs[0].ndim == 3
-        ):  # tokens (N, T, C): QKᵀ and its product with V
+        elif hasattr(module, "use_flash_attention") and inputs[0].ndim == 3:
+            # Tokens (N, T, C): QKᵀ and its product with V.
             self.flops += 4.0 * inputs[0].numel() * inputs[0].shape[1]
         if next(module.children(), None) is None:
             self._largest = max(self._largest, 4 * (inputs[0].numel() + output.numel()))

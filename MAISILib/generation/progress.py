@@ -19,7 +19,7 @@ class Progress:
     """One piece of news.
 
     Args:
-        stage: ``load``, ``mask``, ``diffusion``, ``decode``, ``quality`` or ``save``.
+        stage: ``mask``, ``load``, ``diffusion``, ``decode``, ``quality`` or ``done``.
         done: Units of the stage that are finished.
         total: Units that the stage has.
         message: One line for people.
@@ -65,7 +65,7 @@ class CancelToken:
 
 @contextmanager
 def interruptible(network: nn.Module, cancel: CancelToken) -> Iterator[nn.Module]:
-    """Makes a network check ``cancel`` before each of its leaf layers, so that no long forward pass outlives a cancel."""
+    """Makes a network check ``cancel`` before each of its leaf layers, so that no forward pass outlives a cancel."""
     handles = [
         module.register_forward_pre_hook(lambda module, inputs: cancel.check())
         for module in network.modules()

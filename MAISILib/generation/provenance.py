@@ -55,7 +55,7 @@ def describe_run(bundle: Bundle, request: GenerateRequest, device: str, precisio
             "weights_sha256": bundle.weights_sha256(),
         },
         "device": {"name": device, "precision": precision, "threads": torch.get_num_threads()},
-        "request": json.loads(request.to_json()),
+        "request": request.model_dump(mode="json"),
     }
 
 
@@ -73,18 +73,34 @@ def read_replay(path: str | Path) -> tuple[str, GenerateRequest, dict[str, Any]]
         raise FileFormatError(f"{path} does not exist. Give the provenance.json of a sample.")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise FileFormatError(f"{path} cannot be read: {error}.") from None
+    except (ValueError, RecursionError) as error:
         raise FileFormatError(f"{path} is not valid JSON: {error}.") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise FileFormatError(f"{path} is not a provenance file of MAISI for Slicer.")
     if not isinstance(data.get("format_version"), int) or data["format_version"] > FORMAT_VERSION:
         raise FileFormatError(f"{path} was written by a newer version of MAISI for Slicer. Update to replay it.")
     try:
-        request = GenerateRequest(**{**data["request"], "count": 1, "first_index": data["sample"]["index"]})
-        bundle = data["bundle"]["name"], data["bundle"]["folder"]
-    except (KeyError, TypeError, RequestError) as error:
-        raise FileFormatError(f"{path} lacks what a replay needs: {error}.") from None
-    return _bundle_to_open(*bundle), request, data
+        wanted = {**data["request"], "count": 1, "first_index": data["sample"]["index"], **_recorded_files(data)}
+        bundle = _bundle_to_open(str(data["bundle"]["name"]), str(data["bundle"]["folder"]))
+        dict(data["bundle"]["weights_sha256"])
+        return bundle, GenerateRequest(**wanted), data
+    except (KeyError, TypeError, ValueError, RequestError) as error:
+        raise FileFormatError(f"{path} lacks what a replay needs: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    return f"{error.args[0]!r} is missing." if isinstance(error, KeyError) else str(error)
+
+
+def _recorded_files(data: dict[str, Any]) -> dict[str, str]:
+    """The user's files as absolute paths, so that a replay finds them from any working folder."""
+    source = data["mask_source"] or {}
+    if source.get("kind") != "file":
+        return {}
+    files = {"mask_file": source["path"]}
+    return files | {"mask_ct": source["ct"]["path"]} if "ct" in source else files
 
 
 def _bundle_to_open(name: str, folder: str) -> str:
@@ -102,7 +118,7 @@ def check_replay(bundle: Bundle, provenance: dict[str, Any]) -> None:
 
     Raises:
         BundleError: The weights are not those that made the sample.
-        FileFormatError: The mask file has changed or is gone.
+        FileFormatError: The mask file, or the CT that came with it, has changed or is gone.
     """
     from MAISILib.generation.conditioning import file_sha256
 
@@ -114,9 +130,15 @@ def check_replay(bundle: Bundle, provenance: dict[str, Any]) -> None:
             "the replay would differ. Install the version that is named in the provenance."
         )
     source = provenance.get("mask_source") or {}
-    if source.get("kind") == "file":
-        path = Path(source["path"])
+    files = {"mask": source} if source.get("kind") == "file" else {}
+    if "ct" in source:
+        files["CT"] = source["ct"]
+    if source.get("kind") == "library" and bundle.manifest.masks is not None:
+        library = bundle.path(bundle.manifest.masks.index).parent
+        files["library mask"] = {**source, "path": library / source.get("entry", "")}
+    for what, recorded_file in files.items():
+        path = Path(recorded_file["path"])
         if not path.is_file():
-            raise FileFormatError(f"The mask {path} of this sample is gone; it is needed for the replay.")
-        if file_sha256(path) != source["sha256"]:
-            raise FileFormatError(f"The mask {path} has changed since this sample was made; the replay would differ.")
+            raise FileFormatError(f"The {what} {path} of this sample is gone; it is needed for the replay.")
+        if file_sha256(path) != recorded_file.get("sha256"):
+            raise FileFormatError(f"The {what} {path} has changed since this sample was made; the replay would differ.")

@@ -103,9 +103,14 @@ class GenerateRequest(BaseModel):
         if (self.mask == "file") != (self.mask_file is not None):
             raise ValueError("mask and mask_file contradict each other; give mask_file with mask 'file' and only then")
         if self.mask == "none" and (self.anatomy or self.controllable_anatomy_size):
-            raise ValueError("without a mask no anatomy or organ size can be asked for; leave them out")
+            raise ValueError("Without a mask no anatomy or organ size can be asked for; leave them out")
         if self.mask_ct is not None and self.mask != "file":
-            raise ValueError("mask_ct belongs to a mask_file")
+            raise ValueError("mask_ct belongs to a mask_file; give both or neither")
+        wrong = {
+            name: size for name, size in self.controllable_anatomy_size.items() if size != -1 and not 0 <= size <= 1
+        }
+        if wrong:
+            raise ValueError(f"controllable_anatomy_size holds 0 to 1 (percentile) or -1 (absent); got {wrong}")
         return self
 
     def to_json(self) -> str:
@@ -121,14 +126,12 @@ class GenerateRequest(BaseModel):
         """
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise RequestError(f"{where} is not JSON: {error}.") from None
         if not isinstance(data, dict):
             raise RequestError(f"{where}: a request is a JSON object, not a {type(data).__name__}.")
-        if set(data) & (set(PUBLISHED_KEYS) - set(cls.model_fields)):
-            data = _from_published(data, where)
         try:
-            return cls(**data)
+            return cls(**_in_our_words(data))
         except RequestError as error:
             raise RequestError(f"{where}: {error}") from None
 
@@ -144,20 +147,27 @@ class GenerateRequest(BaseModel):
         return published
 
 
-def _from_published(data: dict[str, Any], where: str) -> dict[str, Any]:
+def _in_our_words(data: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object with published keys renamed, their nulls left out, and a list of pairs made into an object."""
     request: dict[str, Any] = {}
     for key, value in data.items():
-        if key in GenerateRequest.model_fields and key not in PUBLISHED_KEYS:
+        if key not in PUBLISHED_KEYS:
+            if key not in GenerateRequest.model_fields:
+                raise RequestError(
+                    f"Unknown field {key!r}.{did_you_mean(key, {**GenerateRequest.model_fields, **PUBLISHED_KEYS})}"
+                )
             request[key] = value
-        elif key not in PUBLISHED_KEYS:
-            raise RequestError(f"{where}: unknown key {key!r}.{did_you_mean(key, PUBLISHED_KEYS)}")
-        elif PUBLISHED_KEYS[key] is not None and value is not None:
-            request[PUBLISHED_KEYS[key]] = value  # type: ignore[index]
+            continue
+        ours = PUBLISHED_KEYS[key]
+        if ours is not None and value is not None:
+            if key != ours and ours in data:
+                raise RequestError(f"{key!r} and {ours!r} mean the same; give one of them.")
+            request[ours] = value
     sizes = request.get("controllable_anatomy_size")
     if isinstance(sizes, list):
+        if not all(isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in sizes):
+            raise RequestError(f"controllable_anatomy_size: a list of [name, size] pairs is needed (got {sizes!r}).")
         request["controllable_anatomy_size"] = dict(sizes)
-    if isinstance(request.get("seed"), str):  # published files hold "0" as well as 0
-        request["seed"] = int(request["seed"]) if request["seed"].strip().isdigit() else request["seed"]
     return request
 
 
@@ -170,7 +180,7 @@ def _plainly(error: ValidationError) -> str:
         if item["type"] == "extra_forbidden":
             sentences.append(f"Unknown field {name!r}.{did_you_mean(name, GenerateRequest.model_fields)}")
         elif not name:
-            sentences.append(f"{message[0].upper()}{message[1:]}.")
+            sentences.append(f"{message}.")
         else:
             sentences.append(f"{name}: {message[0].lower()}{message[1:]} (got {item['input']!r}).")
     return " ".join(sentences)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from MAISILib.anatomy.masks import REGIONS, region_name
 from MAISILib.errors import RequestError, did_you_mean
 
 if TYPE_CHECKING:
     from MAISILib.bundles.bundle import Bundle
     from MAISILib.bundles.manifest import Manifest, Recommendation
     from MAISILib.generation.request import GenerateRequest
-
-#: Body regions in the order of the networks' one-hot input (MAISI_FACTS: head, chest, abdomen, lower).
-REGION_INDEX = {"head": 0, "chest": 1, "thorax": 1, "abdomen": 2, "lower": 3, "pelvis": 3}
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,7 @@ class Settings:
         size: Output voxels ``(X, Y, Z)``. For a mask from a file: the recommendation; the mask decides later.
         spacing: Output spacing in mm; ``None`` where a mask from a file keeps its own.
         labels: Wanted label values.
-        regions: Wanted body regions, as indices 0–3.
+        regions: Wanted body regions, as indices 0–3 (head, chest, abdomen, lower: the networks' one-hot order).
         modality: Name of the modality.
         modality_code: Its class code.
         free_modality: Class code of guidance's unconditional side, ``None`` where guidance is off.
@@ -51,7 +48,7 @@ def resolve(bundle: Bundle, request: GenerateRequest) -> Settings:
     """
     manifest = bundle.manifest
     modality, code = _modality(manifest, request)
-    regions = tuple(_region(word) for word in request.body_region)
+    regions = tuple(REGIONS.index(region_name(word)) for word in request.body_region)
     if request.mask != "none" and "controlnet" not in manifest.networks:
         raise RequestError(f"Bundle {bundle.name!r} makes images without a mask only. Use --no-mask (mask='none').")
     if request.mask == "library" and manifest.masks is None:
@@ -96,15 +93,6 @@ def _modality(manifest: Manifest, request: GenerateRequest) -> tuple[str, int]:
     )
 
 
-def _region(word: str) -> int:
-    index = REGION_INDEX.get(word.strip().lower())
-    if index is None:
-        near = difflib.get_close_matches(word.lower(), REGION_INDEX, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise RequestError(f"Unknown body region {word!r}; known: {', '.join(REGION_INDEX)}.{hint}")
-    return index
-
-
 def _refuse_sizes(bundle: Bundle, request: GenerateRequest) -> None:
     if not bundle.manifest.controllable or "mask_diffusion" not in bundle.manifest.networks:
         raise RequestError(
@@ -136,10 +124,6 @@ def _steps(manifest: Manifest, request: GenerateRequest) -> int:
 
 
 def _recommendation(manifest: Manifest, regions: tuple[int, ...], modality: str) -> Recommendation:
-    """The first recommendation for exactly these regions or this modality, else the first of all."""
-    for entry in manifest.recommended:
-        if entry.modality == modality and not regions:
-            return entry
-        if regions and {REGION_INDEX[r] for r in entry.regions} == set(regions):
-            return entry
-    return manifest.recommended[0]
+    """The first recommendation for exactly these regions, at best for this modality too; else the first for it."""
+    names = {REGIONS[index] for index in regions}
+    return max(manifest.recommended, key=lambda e: (bool(names) and set(e.regions) == names, e.modality == modality))

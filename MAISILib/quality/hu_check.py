@@ -8,6 +8,7 @@ the upper bound is 1000 HU (MAISI's published quality check).
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,7 +69,10 @@ class QualityReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {"passed": self.passed, "organs": [{**asdict(o), "passed": o.passed} for o in self.organs]}
+        organs = [{**asdict(o), "passed": o.passed} for o in self.organs]
+        for organ in organs:  # JSON has no NaN
+            organ["median_hu"] = organ["median_hu"] if math.isfinite(organ["median_hu"]) else None
+        return {"passed": self.passed, "organs": organs}
 
     def summary(self) -> str:
         """One line for people."""
@@ -93,16 +97,16 @@ def read_ranges(path: Path) -> list[OrganRange]:
     for number, row in enumerate(rows, start=2):
         try:
             numbers = {name: float(row[name]) for name in COLUMNS[2:]}
-            labels = tuple(int(v) for v in row["labels"].split())
-        except (KeyError, TypeError, ValueError) as error:
+            organ, labels = row["organ"], tuple(int(v) for v in row["labels"].split())
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # a short row holds None
             raise FileFormatError(f"{path}, line {number}: not a row of quality statistics ({error}).") from error
         high = max(numbers["sigma_6_high"], numbers["percentile_99_5"])
         ranges.append(
             OrganRange(
-                organ=row["organ"],
+                organ=organ,
                 labels=labels,
                 low=min(numbers["sigma_6_low"], numbers["percentile_0_5"]),
-                high=_BONE_UPPER_BOUND if row["organ"] == "bone" else high,
+                high=_BONE_UPPER_BOUND if organ == "bone" else high,
             )
         )
     return ranges

@@ -48,7 +48,7 @@ def save(scene: Any, path: Path | str) -> None:
     Raises:
         OutputError: The name has another suffix, or the file cannot be written.
     """
-    path = Path(path)
+    path = Path(path).absolute()  # Slicer refuses relative ones
     if path.suffix.lower() != ".mrb":
         raise OutputError(f"Cannot write {path}: the name of a scene file must end in .mrb.")
     with atomic_path(path) as temporary:

@@ -81,7 +81,8 @@ def train_autoencoder(
         (error + recipe["kl_weight"] * kl).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-        run.advance({"loss": float(error), "kl": float(kl), "psnr": psnr(output, target, body)})
+        measured = psnr(output.detach(), target, body)
+        run.advance({"loss": float(error.detach()), "kl": float(kl.detach()), "psnr": measured})
         if run.step % 100 == 0 or run.step == recipe["steps"]:
             on_progress(
                 f"step {run.step}: PSNR {held_back_psnr(run, recipe, held_back):.2f} dB, {run.seconds / 60:.1f} min"
@@ -93,7 +94,8 @@ def train_autoencoder(
 @torch.inference_mode()
 def held_back_psnr(run: Run, recipe: dict[str, Any], crops: list[Crop]) -> float:
     """Mean PSNR (dB, inside the body) of the averaged weights on the first crop of up to six held-back patients."""
-    network = build_network(recipe["definition"])
+    with torch.random.fork_rng(devices=[]):  # measuring must not move the random numbers of the training
+        network = build_network(recipe["definition"])
     network.load_state_dict(run.averages["autoencoder"].weights)
     values = []
     for crop in crops[:6]:

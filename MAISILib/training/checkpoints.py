@@ -82,7 +82,15 @@ class Run:
             self.averages[name].count = state["step"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
+        self._forget_later_steps()
         torch.set_rng_state(state["torch_rng"])
+
+    def _forget_later_steps(self) -> None:
+        """Drops what was logged after the checkpoint: those steps are made again."""
+        log = self.folder / "metrics.jsonl"
+        if log.exists():
+            lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+            log.write_text("".join(lines[: self.step]), encoding="utf-8")
 
     def random_for_step(self) -> random.Random:
         """Random numbers for choosing the data of the present step: the same after a resume."""

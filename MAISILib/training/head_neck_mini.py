@@ -25,7 +25,7 @@ from MAISILib.training.diffusion import LatentSet, encode_crops, train_flow
 
 STAGES = ("crops", "autoencoder", "latents", "diffusion", "bundle")
 #: Masks in the library: the patients who fill most of the grid.
-LIBRARY_SIZE = 80
+LIBRARY_SIZE = 64
 #: Groups of the HU check.
 ORGANS = {
     "bone": (138,),
