@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ def train(data: Path, out: Path, stages: tuple[str, ...] = STAGES) -> None:
 def make_bundle(out: Path, training: list[Crop], validation: list[Crop], scale_factor: float) -> Path:
     """Writes ``out/bundle`` from the runs in ``out`` and says what it measured."""
     folder = out / "bundle"
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     flow = recipe("diffusion")
     labels = resource("bundles", "head-neck-mini", "labels.csv")
     (folder / "labels.csv").write_bytes(labels.read_bytes())

@@ -116,11 +116,11 @@ def test_a_full_disk_is_told_and_left_as_it_was(small_disk: Path) -> None:
 def test_a_disk_that_fills_up_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import nibabel as nib
 
-    def fill_up(image: Any, name: str) -> None:
-        Path(name).write_bytes(b"half")
+    def fill_up(image: Any, stream: Any) -> None:
+        stream.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(nib.Nifti1Image, "to_filename", fill_up)
+    monkeypatch.setattr(nib.Nifti1Image, "to_stream", fill_up)
     with pytest.raises(OutputError, match="disk is full"):
         write_volume(NOISE, tmp_path / "image.nii.gz")
     assert os.listdir(tmp_path) == []
