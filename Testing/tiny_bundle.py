@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
+from MAISILib.anatomy.labels import LabelTable, default_table
+from MAISILib.anatomy.library import build_library
 from MAISILib.bundles.manifest import Manifest, NetworkEntry, write_manifest
 from MAISILib.bundles.networks import build_network
 from MAISILib.bundles.weights import save_safetensors, sha256_of
+from MAISILib.volumes import Grid, LabelMap
 
 LABELS_CSV = """label,name,group,red,green,blue,host,category,type,type_modifier,region,region_modifier
 200,,,,,,,,,,,
@@ -15,6 +20,7 @@ LABELS_CSV = """label,name,group,red,green,blue,host,category,type,type_modifier
 23,,,,,,,,,,,
 28,,,,,,,,,,,
 """
+BODY, LIVER, LUNG_TUMOR, LUNG = 200, 1, 23, 28
 SCALE_FACTOR = 1.25
 
 
@@ -86,6 +92,36 @@ def tiny_states(definitions: dict[str, dict[str, Any]], seed: int = 0) -> dict[s
     return states
 
 
+def tiny_patient(
+    table: LabelTable | None = None,
+    shape: tuple[int, int, int] = (16, 16, 16),
+    spacing: tuple[float, float, float] = (4.0, 4.0, 4.0),
+    *,
+    shift: int = 0,
+    body: bool = True,
+    tumor: bool = False,
+) -> LabelMap:
+    """A mask of a trunk: body, liver below, lung above, at wish with a tumor in it. One voxel of air all around.
+
+    Args:
+        table: What the labels mean; the public one by default.
+        shape: Voxels.
+        spacing: mm.
+        shift: Makes one patient unlike another: the border of liver and lung lies 0–3 voxels higher.
+        body: Whether label 200 is there.
+        tumor: Whether there is a lung tumor.
+    """
+    x, y, z = shape
+    border = z // 2 + shift % 4
+    array = np.zeros(shape, np.uint8)
+    array[1:-1, 1:-1, 1:-1] = BODY if body else 0
+    array[x // 4 : -x // 4, y // 4 : -y // 4, 2:border] = LIVER
+    array[x // 4 : -x // 4, y // 4 : -y // 4, border:-2] = LUNG
+    if tumor:
+        array[x // 2 - 2 : x // 2 + 2, y // 2 - 2 : y // 2 + 2, border + 1 : -3] = LUNG_TUMOR
+    return LabelMap(array, Grid.axis_aligned(shape, spacing).affine, table or default_table(), "tiny patient")
+
+
 def make_tiny_bundle(
     folder: Path,
     kind: Literal["rflow", "ddpm"] = "rflow",
@@ -93,6 +129,7 @@ def make_tiny_bundle(
     *,
     name: str | None = None,
     seed: int = 0,
+    with_masks: int = 0,
     **changes: Any,
 ) -> Path:
     """Writes a complete bundle with random weights into ``folder`` and returns it.
@@ -103,6 +140,7 @@ def make_tiny_bundle(
         with_controlnet: Whether the bundle can be conditioned on a mask.
         name: Name of the bundle; the folder's by default.
         seed: Of the random weights.
+        with_masks: A mask library with so many healthy patients, and one more with a lung tumor.
         **changes: Fields of the manifest to replace.
     """
     folder = Path(folder)
@@ -130,5 +168,10 @@ def make_tiny_bundle(
         "recommended": [{"regions": ["chest"], "size": (16, 16, 16), "spacing": (4.0, 4.0, 4.0)}],
         "limits": {"spacing_min": (0.5, 0.5, 0.5), "spacing_max": (10.0, 10.0, 10.0)},
     }
+    if with_masks:
+        table = LabelTable.read(folder / "labels.csv", base=default_table())
+        patients = [(f"patient-{i}", tiny_patient(table, shift=i)) for i in range(with_masks)]
+        build_library([*patients, ("tumor", tiny_patient(table, tumor=True))], folder / "library", table)
+        fields["masks"] = {"index": "library/masks.json", "format": "maisi"}
     write_manifest(Manifest.model_validate({**fields, **changes}), folder)
     return folder

@@ -221,7 +221,12 @@ class Bundle:
         state, self.reports[network] = weights.fit_published(expected, state, donor)
         return state
 
-    def _checkpoint(self, network: str) -> weights.Checkpoint:
+    def check_file(self, network: str) -> Path:
+        """The weights file of a network, after its SHA-256 was compared with the manifest; nothing is loaded.
+
+        Raises:
+            BundleError: The file is missing, or is not the one that the manifest describes.
+        """
         entry = self.entry(network)
         path = self.path(entry.weights)
         if not path.is_file():
@@ -231,6 +236,10 @@ class Bundle:
                 f"{path}: not the file that the manifest describes: SHA-256 is {actual}, expected {entry.sha256}. The "
                 "weights were changed or damaged. Download or import the bundle again."
             )
+        return path
+
+    def _checkpoint(self, network: str) -> weights.Checkpoint:
+        path, entry = self.check_file(network), self.entry(network)
         return weights.read_checkpoint(path, entry.format)
 
     def _file_sha256(self, path: Path) -> str:

@@ -84,17 +84,21 @@ def _flush_to_disk(path: Path) -> None:
 
 
 @contextmanager
-def atomic_folder(path: Path | str) -> Iterator[Path]:
+def atomic_folder(path: Path | str, replaces: str) -> Iterator[Path]:
     """Gives an empty staging folder beside ``path``, and puts it in its place when the block ends without an error.
 
-    A folder that is already at ``path`` is replaced as a whole; when the block raises, it stays as it was.
+    Args:
+        path: The folder to make.
+        replaces: A folder that is there already is replaced only if it is empty or holds a file of this name, which
+            says that it is one of ours. When the block raises, it stays as it was.
 
     Raises:
-        OutputError: Whatever keeps the folder from being written.
+        OutputError: Something else is at ``path``, or the folder cannot be written.
     """
     path = Path(path)
     staging: Path | None = None
     try:
+        _check_replaceable(path, replaces)
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".maisi-", dir=path.parent))
         new, old = staging / "new", staging / "old"
@@ -102,9 +106,25 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         yield new
         if path.exists():
             os.replace(path, old)
-        os.replace(new, path)
+        try:
+            os.replace(new, path)
+        except OSError:
+            if old.exists():
+                os.replace(old, path)
+            raise
     except OSError as error:
         raise output_error(path, error) from error
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check_replaceable(path: Path, replaces: str) -> None:
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise OutputError(f"Cannot write {path}: a file of that name is in the way. Choose another folder.")
+    if any(path.iterdir()) and not (path / replaces).is_file():
+        raise OutputError(
+            f"Cannot write {path}: the folder holds other files (no {replaces}). Choose another folder, or empty it."
+        )

@@ -89,6 +89,8 @@ def generate_samples(
     settings, masks = prepared or prepare(bundle, request)
     planned = _plan(bundle, request, settings, masks, device)
     planned.check()
+    for network in ("diffusion", "autoencoder", *(() if request.mask == "none" else ("controlnet",))):
+        bundle.check_file(network)  # damaged weights are found before the work, not in its middle
     run = _Run(bundle, request, settings, planned, masks, solver, on_progress, cancel or CancelToken())
     return run.samples()
 

@@ -46,7 +46,7 @@ class Sample:
     def save(self, folder: str | Path) -> list[Path]:
         """Writes ``image.nii.gz``, ``mask.nii.gz``, ``preview.png`` and ``provenance.json`` as the folder ``folder``.
 
-        The folder appears as a whole, or not at all; one that is there already is replaced.
+        The folder appears as a whole, or not at all; a sample that is there already is replaced, other files are not.
 
         Returns:
             The written files.
@@ -55,7 +55,7 @@ class Sample:
             OutputError: The folder cannot be written.
         """
         target = Path(folder)
-        with atomic_folder(target) as staging:
+        with atomic_folder(target, replaces="provenance.json") as staging:
             write_volume(self.image, staging / "image.nii.gz", self.name)
             if self.mask is not None:
                 write_labels(self.mask, staging / "mask.nii.gz", self.name)

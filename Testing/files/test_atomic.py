@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from MAISILib.errors import OutputError
-from MAISILib.files.atomic import atomic_path, output_error, write_text
+from MAISILib.files.atomic import atomic_folder, atomic_path, output_error, write_text
 from MAISILib.files.nifti import write_volume
 from MAISILib.volumes import Volume
 
@@ -134,3 +134,41 @@ def test_a_disk_that_is_full_only_when_flushed(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(OutputError, match="quota"):
         write_text(tmp_path / "x.txt", "x")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_of_ours_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    target = tmp_path / "sample"
+    for text in ("first", "second"):
+        with atomic_folder(target, replaces="mark.txt") as staging:
+            (staging / "mark.txt").write_text(text)
+            (staging / f"{text}.txt").touch()
+    assert sorted(os.listdir(target)) == ["mark.txt", "second.txt"]
+    assert os.listdir(tmp_path) == ["sample"]
+
+
+def test_a_folder_with_other_files_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.docx").write_text("years of work")
+    with pytest.raises(OutputError, match="holds other files"), atomic_folder(tmp_path, replaces="mark.txt"):
+        pytest.fail("the work must not begin")
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="in the way"), atomic_folder(tmp_path / "file", replaces="mark.txt"):
+        pytest.fail("the work must not begin")
+    assert (tmp_path / "thesis.docx").read_text() == "years of work"
+
+
+def test_a_folder_stays_when_the_new_one_cannot_take_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "sample"
+    with atomic_folder(target, replaces="mark.txt") as staging:
+        (staging / "mark.txt").write_text("old")
+    replace = os.replace
+
+    def fail_for_new(source: Path, destination: Path) -> None:
+        if Path(source).name == "new":
+            raise OSError(errno.EACCES, "Permission denied")
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", fail_for_new)
+    with pytest.raises(OutputError, match="no permission"), atomic_folder(target, replaces="mark.txt") as staging:
+        (staging / "mark.txt").write_text("new")
+    assert (target / "mark.txt").read_text() == "old"
+    assert os.listdir(tmp_path) == ["sample"]

@@ -1,0 +1,111 @@
+"""The plan: what a request costs, said before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import MAISILib as maisi
+from MAISILib.bundles.bundle import Bundle
+from MAISILib.errors import OutOfMemory, RequestError
+from MAISILib.generation import plan as planning
+from MAISILib.generation.pipeline import generate, plan_request
+from MAISILib.generation.request import GenerateRequest
+from Testing.tiny_bundle import tiny_patient
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*arguments: Any) -> None:
+        raise AssertionError("a network was loaded")
+
+    monkeypatch.setattr(Bundle, "load", load)
+
+
+def test_plan_says_what_will_happen(rflow: Bundle) -> None:
+    planned = maisi.plan(rflow, GenerateRequest(count=3, steps=2), device="cpu")
+    assert (planned.size, planned.spacing, planned.latent) == ((16, 16, 16), (4.0, 4.0, 4.0), (4, 8, 8, 8))
+    assert (planned.device, planned.precision, planned.steps, planned.samples) == ("cpu", "float32", 2, 3)
+    assert [stage.name for stage in planned.stages] == ["diffusion", "decode"]
+    assert all(stage.flops > 0 and stage.bytes > 0 and stage.seconds > 0 for stage in planned.stages)
+    assert planned.seconds == pytest.approx(3 * sum(stage.seconds for stage in planned.stages))
+    assert planned.fits
+    assert json.loads(json.dumps(planned.to_dict()))["fits"] is True
+    assert "3 × 16×16×16 voxels at 4×4×4 mm, latent 4×8×8×8, 2 steps on cpu (float32)" in str(planned)
+
+
+def test_networks_get_no_memory(rflow: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = []
+    build = planning.build_network
+
+    def watched(definition: Any, where: str, device: str) -> Any:
+        network = build(definition, where, device=device)
+        devices.extend(p.device.type for p in network.parameters())
+        return network
+
+    monkeypatch.setattr(planning, "build_network", watched)
+    maisi.plan(rflow, GenerateRequest())
+    assert set(devices) == {"meta"}
+
+
+def test_cost_grows_with_what_is_asked_for(rflow: Bundle) -> None:
+    def cost(**fields: Any) -> tuple[float, int]:
+        diffusion, decode = planning.plan(rflow, GenerateRequest(mask="none", **fields)).stages
+        return diffusion.flops + decode.flops, diffusion.bytes + decode.bytes
+
+    flops, size = cost()
+    assert cost(output_size=(32, 16, 16)) > (1.9 * flops, size)
+    assert cost(guidance_scale=2)[0] > 1.5 * flops
+    assert cost(steps=8)[0] > 1.5 * flops
+
+
+def test_windows_lower_the_memory_of_a_large_volume(rflow: Bundle) -> None:
+    large: dict[str, Any] = {"mask": "none", "output_size": (128, 128, 128), "decode_window": (16, 16, 16)}
+    whole, windows = (planning.plan(rflow, GenerateRequest(decode=how, **large)) for how in ("whole", "windows"))
+    assert windows.stages[1].bytes < whole.stages[1].bytes / 10
+    assert windows.stages[1].flops > whole.stages[1].flops  # they overlap
+    assert windows.stages[0] == whole.stages[0]
+
+
+def test_short_memory_is_refused_before_loading(rflow: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = GenerateRequest(mask="none", output_size=(128, 128, 128))
+    needed = planning.plan(rflow, request).peak_bytes
+    free = planning._PROCESS_BYTES + (needed - planning._PROCESS_BYTES) // 2
+    monkeypatch.setattr(planning, "available_bytes", lambda device: free)
+    with pytest.raises(OutOfMemory, match=r"needs about .* GB on cpu.* GB are free.* 50% as many voxels would fit"):
+        generate(rflow, request)
+    monkeypatch.setattr(planning, "available_bytes", lambda device: 1000)
+    with pytest.raises(OutOfMemory, match="Not even a small volume"):
+        generate(rflow, request)
+
+
+def test_users_mask_decides_the_size_that_is_planned(rflow: Bundle, users_mask: Callable[..., GenerateRequest]) -> None:
+    request = users_mask(tiny_patient(shape=(24, 20, 20), spacing=(3.0, 3.0, 2.0)), spacing=(4.0, 4.0, 4.0))
+    fitted = Bundle(rflow.folder)
+    limits = fitted.manifest.limits.model_copy(update={name: [16, 24] for name in ("size_x", "size_y", "size_z")})
+    fitted.manifest = fitted.manifest.model_copy(update={"limits": limits})
+    assert plan_request(fitted, request).size == (24, 24, 16)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cpu:zero", "cpu:1", "cuda:x", "cuda:", ""])
+def test_unknown_device_is_named(rflow: Bundle, device: str) -> None:
+    with pytest.raises(RequestError, match=f"Unknown device '{device}'; known: auto, cpu, cuda"):
+        maisi.plan(rflow, GenerateRequest(), device=device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:99"])
+def test_device_that_is_not_there_is_named(rflow: Bundle, device: str) -> None:
+    with pytest.raises(RequestError, match=f"'{device}' is not available.*--device cpu"):
+        maisi.plan(rflow, GenerateRequest(), device=device)
+
+
+def test_request_is_checked_before_it_is_planned(rflow: Bundle) -> None:
+    with pytest.raises(RequestError, match="livr"):
+        maisi.plan(rflow, GenerateRequest(anatomy=["livr"]))
+    with pytest.raises(RequestError, match="eulr"):
+        plan_request(rflow, GenerateRequest(solver="eulr"))
