@@ -21,7 +21,7 @@ from MAISILib.errors import FileFormatError
 #: Fewer voxels than this say little about a median.
 _MINIMUM_VOXELS = 10
 _BONE_UPPER_BOUND = 1000.0
-COLUMNS = ("organ", "labels", "percentile_0_5", "percentile_99_5", "sigma_6_low", "sigma_6_high")
+COLUMNS: tuple[str, ...] = ("organ", "labels", "percentile_0_5", "percentile_99_5", "sigma_6_low", "sigma_6_high")
 
 
 @dataclass(frozen=True)

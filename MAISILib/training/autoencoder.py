@@ -68,7 +68,8 @@ def train_autoencoder(
             ct, labels = pick(crops, rng).load()
             if rng.random() < 0.5:
                 ct, labels = mirror(ct), mirror(labels)
-            images.append(normalized(ct)), bodies.append(labels > 0)
+            images.append(normalized(ct))
+            bodies.append(labels > 0)
         target, body = torch.from_numpy(np.stack(images))[:, None], torch.from_numpy(np.stack(bodies))[:, None]
         for group in optimizer.param_groups:
             group["lr"] = cosine_rate(run.step, recipe["steps"], recipe["rate"])

@@ -55,7 +55,7 @@ def write_statistics(path: Path, crops: Iterable[Crop], organs: dict[str, tuple[
                 medians[organ].append(float(np.median(inside)))
     rows = median_statistics(medians, organs)  # type: ignore[arg-type]
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ("organ", "labels", *COLUMNS[2:]), lineterminator="\n")
+        writer = csv.DictWriter(file, list(COLUMNS), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
