@@ -25,11 +25,10 @@ if TYPE_CHECKING:
     from MAISILib.bundles.bundle import Bundle
     from MAISILib.generation.request import GenerateRequest
 
-#: Python, PyTorch, MONAI and what they have loaded, in bytes (measured: 0.42 GB with head-neck-mini, two-core CPU).
-_PROCESS_BYTES = 450_000_000
-#: Narrow networks run slower per operation than the probe's convolution, and memory traffic adds to it; fitted to
-#: head-neck-mini at its recommended size (docs/performance.md).
-_EFFICIENCY = {"diffusion": 0.55, "decode": 0.45}
+#: Python, PyTorch, MONAI and what they have loaded, in bytes (peak of a run of head-neck-mini less its tensors).
+_PROCESS_BYTES = 520_000_000
+#: Part of the probe's rate that whole networks reach, fitted to head-neck-mini on two CPU cores (docs/performance.md).
+_EFFICIENCY = {"diffusion": 0.87, "decode": 0.5}
 
 
 @dataclass(frozen=True)
@@ -181,8 +180,9 @@ def available_bytes(device: str) -> int:
 def device_rate(device: str) -> float:
     """Floating-point operations per second in a 3×3×3 convolution of 32 channels, the networks' main work."""
     layer = nn.Conv3d(32, 32, 3, padding=1).to(device)
-    x = torch.zeros(1, 32, 24, 24, 24, device=device)
-    operations = 2 * 27 * 32 * 32 * 24**3
+    edge = 40  # smaller volumes take another, slower path of the CPU library than real latents do
+    x = torch.zeros(1, 32, edge, edge, edge, device=device)
+    operations = 2 * 27 * 32 * 32 * edge**3
     best = float("inf")
     with torch.inference_mode():
         for _ in range(4):
