@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from MAISILib.anatomy.masks import label_bits
 from MAISILib.bundles.networks import build_network
 from MAISILib.diffusion.networks import CONDITION_SCALE, control_residuals, embed_mask, predict
 from MAISILib.diffusion.schedules import FlowSchedule
@@ -75,11 +76,6 @@ def forget_some_labels(labels: np.ndarray, probability: float, rng: random.Rando
     present = [int(v) for v in np.unique(labels) if v not in (0, BODY)]
     forgotten = [v for v in present if rng.random() < probability]
     return np.where(np.isin(labels, forgotten), BODY, labels).astype(np.uint8) if forgotten else labels
-
-
-def label_bits(labels: np.ndarray) -> np.ndarray:
-    """Labels ``(N, X, Y, Z)`` uint8 as 8 binary channels ``(N, 8, X, Y, Z)``, channel k = bit k."""
-    return np.stack([(labels >> k) & 1 for k in range(8)], axis=1)
 
 
 def train_flow(
@@ -151,7 +147,7 @@ def _batch(recipe: dict[str, Any], latents: LatentSet, rng: random.Random) -> _B
     masked = [0.0 if rng.random() < recipe["mask_dropout"] else 1.0 for _ in masks]
     return _Batch(
         stacked,
-        torch.from_numpy(label_bits(labels)).float(),
+        torch.from_numpy(np.stack([label_bits(mask) for mask in masks])).float(),
         weight,
         torch.tensor(masked).view(-1, 1, 1, 1, 1),
         {"class_labels": torch.tensor(modality), "spacing": torch.tensor(spacings) * CONDITION_SCALE},

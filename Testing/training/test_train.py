@@ -22,7 +22,7 @@ from MAISILib.training.autoencoder import (
 )
 from MAISILib.training.checkpoints import Run, averaged_weights
 from MAISILib.training.crops import Crop
-from MAISILib.training.diffusion import LatentSet, encode_crops, forget_some_labels, label_bits, train_flow
+from MAISILib.training.diffusion import LatentSet, encode_crops, forget_some_labels, train_flow
 from MAISILib.training.head_neck import mirror
 from Testing.training.stopping import cut_power_after
 
@@ -174,14 +174,6 @@ def test_mirrored_latent_is_of_the_mirrored_image(
 def test_encoded_crops_are_not_encoded_again(latents: LatentSet, crops: list[Crop]) -> None:
     again = encode_crops(torch.nn.Identity(), crops, latents.folder, say_nothing)
     assert again.scale_factor == latents.scale_factor
-
-
-def test_labels_become_their_binary_digits() -> None:
-    labels = np.array([0, 1, 128, 200, 255], np.uint8).reshape(1, 5, 1, 1)
-    bits = label_bits(labels)
-    assert bits.shape == (1, 8, 5, 1, 1)
-    assert bits[0, :, 3, 0, 0].tolist() == [0, 0, 0, 1, 0, 0, 1, 1]  # 200 = 128 + 64 + 8
-    assert (bits * (1 << np.arange(8)).reshape(1, 8, 1, 1, 1)).sum(axis=1).tolist() == labels.tolist()
 
 
 def test_forgotten_labels_become_body_as_a_whole() -> None:
