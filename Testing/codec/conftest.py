@@ -1,20 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 
 from MAISILib.bundles.networks import build_network
+from Testing.random_numbers import own_random_numbers
 from Testing.tiny_bundle import tiny_definitions, tiny_states
 
-
-@pytest.fixture(autouse=True)
-def own_random_numbers() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        yield
+__all__ = ["own_random_numbers"]  # a fixture: pytest finds it here
 
 
 @pytest.fixture(scope="session")

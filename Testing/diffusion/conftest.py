@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 
 from Testing.diffusion.tiny_networks import TinyNetworks
+from Testing.random_numbers import own_random_numbers
 
-
-@pytest.fixture(autouse=True)
-def own_random_numbers() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        yield
+__all__ = ["own_random_numbers"]  # a fixture: pytest finds it here
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,13 @@ from MAISILib.bundles.networks import build_network
 from MAISILib.training.autoencoder import start_with_small_deviation
 from MAISILib.training.crops import Crop, prepare_crops
 from MAISILib.training.diffusion import LatentSet, encode_crops
+from Testing.random_numbers import own_random_numbers
 from Testing.tiny_bundle import tiny_definitions
 from Testing.training.patients import write_patient
 
+__all__ = ["own_random_numbers"]  # a fixture: pytest finds it here
+
 SHAPE, SPACING = (16, 16, 16), (7.0, 7.0, 7.0)
-
-
-@pytest.fixture(autouse=True)
-def own_random_numbers() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        yield
 
 
 @pytest.fixture(scope="session")
