@@ -58,6 +58,21 @@ def spatial_shape(shape: tuple[int, ...], path: Path) -> tuple[int, int, int]:
     return x, y, z
 
 
+def one_channel(array: np.ndarray, channel: int | None, path: Path) -> np.ndarray:
+    """``(X, Y, Z)`` of an image that may have several channels in a fourth axis; ``None`` where there is only one.
+
+    Raises:
+        FileFormatError: The image does not have that channel.
+    """
+    if array.ndim == 3:
+        return array
+    if channel is None or not 0 <= channel < array.shape[3]:
+        raise FileFormatError(
+            f"{path} has {array.shape[3]} channels, numbered from 0; there is no channel {channel}. Choose another one."
+        )
+    return np.ascontiguousarray(array[..., channel])
+
+
 def check_size(shape: tuple[int, int, int], item_bytes: int, path: Path, *, stored: int, compressed: bool) -> None:
     """Refuses, before anything is allocated, an image larger than its file can hold or this computer can take.
 

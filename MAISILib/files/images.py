@@ -9,24 +9,34 @@ from typing import TYPE_CHECKING
 from MAISILib.errors import FileFormatError
 from MAISILib.files import nifti, nrrd
 from MAISILib.files.checks import check_is_file
-from MAISILib.volumes import LabelMap, Volume
+from MAISILib.volumes import Grid, LabelMap, Volume
 
 if TYPE_CHECKING:
     from MAISILib.anatomy.labels import LabelTable
 
 
-def read_image(path: Path | str, units: str = "HU") -> Volume:
+def read_image(path: Path | str, units: str = "HU", channel: int | None = None) -> Volume:
     """Reads a 3D image from NIfTI (``.nii``, ``.nii.gz``) or NRRD (``.nrrd``, ``.nhdr``), in the file's voxel order.
 
     Args:
         path: The file.
         units: What its values are: ``"HU"`` or ``"arbitrary"``.
+        channel: Which channel to take of an image with several, from 0; ``None`` refuses such images.
 
     Raises:
         FileFormatError: The file is missing, of another format, damaged, no 3D scalar image, without usable geometry,
             or has NaN voxels.
     """
-    return _reader(Path(path)).read_volume(path, units)
+    return _reader(Path(path)).read_volume(path, units, channel)
+
+
+def read_grid(path: Path | str) -> Grid:
+    """Where the voxels of an image or mask lie, from the file's header alone.
+
+    Raises:
+        FileFormatError: The file is missing, of another format, no 3D image, or without usable geometry.
+    """
+    return _reader(Path(path)).read_grid(path)
 
 
 def read_mask(path: Path | str, table: LabelTable, source: str | None = None) -> LabelMap:

@@ -8,8 +8,11 @@ else the qform).
 from __future__ import annotations
 
 import gzip
+import math
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +20,9 @@ import numpy as np
 
 from MAISILib.errors import FileFormatError, OutputError
 from MAISILib.files.atomic import atomic_path
-from MAISILib.files.checks import check_finite, check_is_file, check_size, spatial_shape, unreadable
+from MAISILib.files.checks import check_finite, check_is_file, check_size, one_channel, spatial_shape, unreadable
 from MAISILib.files.labels import label_map
-from MAISILib.volumes import LabelMap, Volume, check_affine
+from MAISILib.volumes import Grid, LabelMap, Volume, check_affine
 
 if TYPE_CHECKING:
     from MAISILib.anatomy.labels import LabelTable
@@ -34,12 +37,13 @@ _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 _PARSER_ERRORS = (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, OverflowError, ArithmeticError)
 
 
-def read_volume(path: Path | str, units: str = "HU") -> Volume:
+def read_volume(path: Path | str, units: str = "HU", channel: int | None = None) -> Volume:
     """Reads a 3D image.
 
     Args:
         path: A ``.nii`` or ``.nii.gz`` file. An image with one frame (``(X, Y, Z, 1)``) counts as 3D.
         units: What its values are: ``"HU"`` or ``"arbitrary"``.
+        channel: Which channel of an image with several (``(X, Y, Z, C)``) to take; ``None`` refuses such images.
 
     Returns:
         The image in the file's voxel order: integers where the file holds integers (also with whole-number scaling),
@@ -49,9 +53,20 @@ def read_volume(path: Path | str, units: str = "HU") -> Volume:
         FileFormatError: The file is missing, damaged, no 3D scalar image, has no usable geometry, or has NaN voxels.
     """
     path = Path(path)
-    array, affine = read_array(path)
+    array, affine = read_array(path, channels=channel is not None)
+    array = one_channel(array, channel, path)
     check_finite(array, path)
     return Volume(array, affine, units)
+
+
+def read_grid(path: Path | str) -> Grid:
+    """Where the voxels of an image lie, one channel or several, from its header alone.
+
+    Raises:
+        FileFormatError: As for `read_volume`, apart from what only the voxels show.
+    """
+    with _opened(Path(path)) as (image, _):
+        return Grid(tuple(image.shape[:3]), check_affine(_affine_in_mm(image), str(path)))
 
 
 def read_labels(path: Path | str, table: LabelTable, source: str | None = None) -> LabelMap:
@@ -66,12 +81,38 @@ def read_labels(path: Path | str, table: LabelTable, source: str | None = None) 
     return label_map(array, affine, table, path, source)
 
 
-def read_array(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels ``(X, Y, Z)`` with the header's scaling applied, and the affine ``(4, 4)`` to RAS+ mm.
+def read_array(path: Path, *, channels: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels with the header's scaling applied, and the affine ``(4, 4)`` to RAS+ mm.
+
+    Args:
+        path: The file.
+        channels: Allow an image with several channels: ``(X, Y, Z, C)``. Else voxels are ``(X, Y, Z)``.
 
     Raises:
         FileFormatError: As for `read_volume`, apart from NaN voxels.
     """
+    with _opened(path) as (image, file):
+        if len(image.shape) == 4 and channels:
+            shape: tuple[int, ...] = tuple(int(n) for n in image.shape)
+        else:
+            shape = spatial_shape(image.shape, path)
+        stored_type, compressed = image.get_data_dtype(), isinstance(file, gzip.GzipFile)
+        if stored_type.kind not in "iuf":
+            what = "colour" if stored_type.fields else "complex"
+            raise FileFormatError(f"{path} is a {what} image ({stored_type}); a grey-value image is needed.")
+        stored = path.stat().st_size - (0 if compressed else int(image.dataobj.offset))
+        voxel_bytes = stored_type.itemsize * math.prod(shape[3:])
+        check_size(shape[:3], voxel_bytes, path, stored=stored, compressed=compressed)  # type: ignore[arg-type]
+        affine = check_affine(_affine_in_mm(image), str(path))
+        array = _scaled(image.dataobj)
+        while compressed and file.read(2**20):
+            pass  # gzip compares its checksum only at the end of the file
+    return array.reshape(shape), affine
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """An image of which only the header has been read, and its file; whatever is wrong with it is told."""
     import nibabel as nib
     from nibabel.filebasedimages import ImageFileError
     from nibabel.fileholders import FileHolder
@@ -84,31 +125,22 @@ def read_array(path: Path) -> tuple[np.ndarray, np.ndarray]:
     compressed = path.name.lower().endswith(".gz")
     try:
         with warnings.catch_warnings(), gzip.open(path) if compressed else open(path, "rb") as file:
-            warnings.simplefilter("ignore")  # nibabel warns about headers that are judged below
+            warnings.simplefilter("ignore")  # nibabel warns about headers that are judged by whoever reads on
             image: Any = nib.Nifti1Image.from_file_map({"image": FileHolder(fileobj=file)}, mmap=False)
-            shape = spatial_shape(image.shape, path)
-            stored_type = image.get_data_dtype()
-            if stored_type.kind not in "iuf":
-                what = "colour" if stored_type.fields else "complex"
-                raise FileFormatError(f"{path} is a {what} image ({stored_type}); a grey-value image is needed.")
-            stored = path.stat().st_size - (0 if compressed else int(image.dataobj.offset))
-            check_size(shape, stored_type.itemsize, path, stored=stored, compressed=compressed)
-            affine = check_affine(_affine_in_mm(image), str(path))
-            array = _scaled(image.dataobj)
-            while compressed and file.read(2**20):
-                pass  # gzip compares its checksum only at the end of the file
+            spatial_shape(image.shape[:3], path)
+            yield image, file
     except (ImageFileError, HeaderDataError, WrapStructError, *_PARSER_ERRORS) as error:
         raise unreadable(path, error) from error
-    return array.reshape(shape), affine
 
 
-def write_volume(volume: Volume, path: Path | str, description: str = "") -> None:
+def write_volume(volume: Volume, path: Path | str, description: str = "", *, synthetic: bool = True) -> None:
     """Writes an image: HU as int16 (rounded, clipped to its range), other integers as they are, the rest as float32.
 
     Args:
         volume: The image.
         path: ``.nii`` or ``.nii.gz``; missing folders are made.
-        description: Added to the header's note that the image is synthetic, as far as 80 bytes allow.
+        description: Goes into the header, as far as 80 bytes allow.
+        synthetic: Note in the header that it is synthetic; not for images of patients, as in a training set.
 
     Raises:
         OutputError: The file cannot be written, or its name has another suffix.
@@ -121,7 +153,8 @@ def write_volume(volume: Volume, path: Path | str, description: str = "") -> Non
             array = np.clip(np.nan_to_num(rounded, nan=-1000.0), limits.min, limits.max).astype(np.int16)
     elif array.dtype not in (np.uint8, np.int16, np.uint16, np.int32):
         array = array.astype(np.float32)
-    _write(array, volume.affine, Path(path), header_description(description), intent="none")
+    note = header_description(description) if synthetic else _ascii(description)
+    _write(array, volume.affine, Path(path), note, intent="none")
 
 
 def write_labels(mask: LabelMap, path: Path | str, description: str = "", *, synthetic: bool = True) -> None:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import bz2
 import gzip
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from MAISILib.errors import FileFormatError
-from MAISILib.files.checks import check_finite, check_is_file, check_size, spatial_shape, unreadable
+from MAISILib.files.checks import check_finite, check_is_file, check_size, one_channel, spatial_shape, unreadable
 from MAISILib.files.labels import label_map
-from MAISILib.volumes import LabelMap, Volume, check_affine
+from MAISILib.volumes import Grid, LabelMap, Volume, check_affine
 
 if TYPE_CHECKING:
     from MAISILib.anatomy.labels import LabelTable
@@ -49,17 +51,38 @@ _TYPES = {
 _OPENERS: dict[str, Any] = {"gzip": gzip.open, "gz": gzip.open, "bzip2": bz2.open, "bz2": bz2.open}
 
 
-def read_volume(path: Path | str, units: str = "HU") -> Volume:
+def read_volume(path: Path | str, units: str = "HU", channel: int | None = None) -> Volume:
     """Reads a 3D image from a ``.nrrd`` file or a ``.nhdr`` header with its data file in the same folder.
+
+    Args:
+        path: The file.
+        units: What its values are: ``"HU"`` or ``"arbitrary"``.
+        channel: Which entry of a list axis to take; ``None`` refuses images with such an axis.
 
     Raises:
         FileFormatError: The file is missing, damaged, no 3D scalar image, says nothing usable about its geometry, has
             NaN voxels, or keeps its data outside its folder.
     """
     path = Path(path)
-    array, affine, _ = read_array(path)
+    array, affine, _ = read_array(path, layers=channel is not None)
+    array = one_channel(array, channel, path)
     check_finite(array, path)
     return Volume(array, affine, units)
+
+
+def read_grid(path: Path | str) -> Grid:
+    """Where the voxels of an image or segmentation lie, from its header alone.
+
+    Raises:
+        FileFormatError: As for `read_volume`, apart from what only the voxels show.
+    """
+    path = Path(path)
+    with _parsing(path), open(path, "rb") as file:
+        header = _header(path, file)
+        sizes = np.asarray([int(n) for n in header["sizes"]])
+        directions, is_spatial = _axes(header, len(sizes), path)
+        affine = check_affine(_affine(header, directions[is_spatial], path), str(path))
+        return Grid(spatial_shape(tuple(sizes[is_spatial]), path), affine)
 
 
 def read_labels(path: Path | str, table: LabelTable, source: str | None = None) -> LabelMap:
@@ -89,28 +112,46 @@ def read_array(path: Path, *, layers: bool = False) -> tuple[np.ndarray, np.ndar
     Raises:
         FileFormatError: As for `read_volume`, apart from NaN voxels.
     """
-    import nrrd
-
-    check_is_file(path)
-    try:
-        with open(path, "rb") as file:
-            if not file.read(4).startswith(b"NRRD"):
-                raise FileFormatError(f"{path} is not a NRRD file: it does not begin with 'NRRD'.")
-            file.seek(0)
-            header = dict(nrrd.read_header(file))
-            array = _read_voxels(path, file, header)
-        directions = np.atleast_2d(np.asarray(header.get("space directions", [[]]), dtype=float))
-        has_directions = directions.size > 0
-        is_spatial = np.atleast_1d(~np.isnan(directions).all(axis=1)) if has_directions else np.ones(array.ndim, bool)
-        if len(is_spatial) != array.ndim:
-            raise FileFormatError(f"{path}: its 'space directions' do not fit its {array.ndim} axes. Export it again.")
+    with _parsing(path), open(path, "rb") as file:
+        header = _header(path, file)
+        array = _read_voxels(path, file, header)
+        directions, is_spatial = _axes(header, array.ndim, path)
         array = np.moveaxis(array, np.flatnonzero(~is_spatial), np.arange(is_spatial.sum(), array.ndim))
         if not (layers and is_spatial.sum() == 3 and array.ndim == 4):
             array = array.reshape(spatial_shape(array.shape, path))
         affine = check_affine(_affine(header, directions[is_spatial], path), str(path))
+    return array, affine, header
+
+
+@contextmanager
+def _parsing(path: Path) -> Iterator[None]:
+    """Whatever a parser stumbles over in the block becomes a FileFormatError that names the file."""
+    import nrrd
+
+    check_is_file(path)
+    try:
+        yield
     except (nrrd.NRRDError, OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, OverflowError) as error:
         raise unreadable(path, error) from error
-    return array, affine, header
+
+
+def _header(path: Path, file: BinaryIO) -> dict[str, Any]:
+    """The header's fields; ``file`` stands behind them afterwards."""
+    import nrrd
+
+    if not file.read(4).startswith(b"NRRD"):
+        raise FileFormatError(f"{path} is not a NRRD file: it does not begin with 'NRRD'.")
+    file.seek(0)
+    return dict(nrrd.read_header(file))
+
+
+def _axes(header: dict[str, Any], count: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The direction of each of ``count`` axes, and which of them lie in space."""
+    directions = np.atleast_2d(np.asarray(header.get("space directions", [[]]), dtype=float))
+    is_spatial = np.atleast_1d(~np.isnan(directions).all(axis=1)) if directions.size else np.ones(count, bool)
+    if len(is_spatial) != count:
+        raise FileFormatError(f"{path}: its 'space directions' do not fit its {count} axes. Export it again.")
+    return directions, is_spatial
 
 
 def _affine(header: dict[str, Any], directions: np.ndarray, path: Path) -> np.ndarray:
