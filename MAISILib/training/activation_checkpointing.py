@@ -1,0 +1,55 @@
+"""Less memory for training: activations inside a block are computed again in the backward pass rather than kept.
+
+Costs one more forward pass of the blocks. Weights, gradients and names of the state dict stay the same.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+AnyNetwork = TypeVar("AnyNetwork", bound=nn.Module)
+
+
+def checkpoint_activations(network: AnyNetwork) -> AnyNetwork:
+    """Makes residual and attention blocks, and a ControlNet's mask embedding, forget what they can compute again.
+
+    Args:
+        network: One of :data:`MAISILib.bundles.networks.NETWORK_CLASSES`; changed in place.
+
+    Returns:
+        The same network.
+    """
+    from monai.apps.generation.maisi.networks.autoencoderkl_maisi import MaisiResBlock
+    from monai.networks.blocks.spatialattention import SpatialAttentionBlock
+    from monai.networks.nets.controlnet import ControlNetConditioningEmbedding
+    from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock, SpatialTransformer
+
+    blocks = (
+        MaisiResBlock,
+        DiffusionUNetResnetBlock,
+        SpatialAttentionBlock,
+        SpatialTransformer,
+        ControlNetConditioningEmbedding,
+    )
+    for module in network.modules():
+        if isinstance(module, blocks) and not isinstance(module, _Forgetful):
+            # A subclass rather than a module around the block: that would change the names of the weights.
+            module.__class__ = _forgetful(type(module))
+    return network
+
+
+class _Forgetful(nn.Module):
+    def forward(self, *args: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return super().forward(*args, **named)
+        return checkpoint(super().forward, *args, use_reentrant=False, **named)
+
+
+@lru_cache(maxsize=None)
+def _forgetful(block: type[nn.Module]) -> type[nn.Module]:
+    return type(f"Forgetful{block.__name__}", (_Forgetful, block), {})
