@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from MAISILib.errors import FileFormatError
 from MAISILib.files import nifti, nrrd
-from MAISILib.files.checks import check_is_file
+from MAISILib.files.checks import check_is_file, spatial_shape
+from MAISILib.files.labels import as_labels
+from MAISILib.files.segmentations import Segment, Segmentation, has_segments, segmentation_of
 from MAISILib.volumes import Grid, LabelMap, Volume
 
 if TYPE_CHECKING:
@@ -52,6 +57,37 @@ def read_mask(path: Path | str, table: LabelTable, source: str | None = None) ->
         MaskError: Voxels that are no labels, or segments that are not in ``table``.
     """
     return _reader(Path(path)).read_labels(path, table, source)
+
+
+def read_segments(path: Path | str, names: Mapping[int, str] | None = None) -> Segmentation:
+    """Reads which structures a segmentation file holds, without a label table.
+
+    Segments of a Slicer segmentation have names of their own. The numbers of a label map are named by ``names``, else
+    by the label names in a NIfTI header, as TotalSegmentator writes them; others are unnamed segments.
+
+    Args:
+        path: A label map in NIfTI or NRRD, or a Slicer segmentation (``.seg.nrrd``).
+        names: Names of the numbers of a label map.
+
+    Raises:
+        FileFormatError: As for `read_image`.
+        MaskError: Voxels of a label map that are no whole numbers from 0 to 255.
+    """
+    path = Path(path)
+    if _reader(path) is nrrd:
+        array, affine, header = nrrd.read_array(path, layers=True)
+        if has_segments(header):
+            return segmentation_of(array, affine, header, path)
+        array = array.reshape(spatial_shape(array.shape, path))
+        known: dict[int, str] = {}
+    else:
+        array, affine = nifti.read_array(path)
+        known = nifti.read_label_names(path)
+    known |= names or {}
+    labels, notes = as_labels(array, path, "Renumber them, or give a segmentation with names (.seg.nrrd).")
+    values = [int(value) for value in np.flatnonzero(np.bincount(labels.ravel(), minlength=256)) if value]
+    segments = tuple(Segment(known.get(v, str(v)), v, is_named=v in known) for v in values)
+    return Segmentation(labels[..., None], affine, segments, notes)
 
 
 def _reader(path: Path) -> ModuleType:

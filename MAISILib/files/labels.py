@@ -29,6 +29,21 @@ def label_map(
     Raises:
         MaskError: A voxel is not a whole number from 0 to 255.
     """
+    labels, notes = as_labels(array, path, f"Renumber them with the labels of table '{table.name}'.")
+    return LabelMap(labels, affine, table, source or path.name, notes)
+
+
+def as_labels(array: np.ndarray, path: Path, advice: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Voxels as uint8, and notes.
+
+    Args:
+        array: ``(X, Y, Z)``, integers of any width, or floating point with whole numbers.
+        path: For messages.
+        advice: What to do about numbers outside 0–255, as a sentence.
+
+    Raises:
+        MaskError: A voxel is not a whole number from 0 to 255.
+    """
     notes: tuple[str, ...] = ()
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():
@@ -43,11 +58,8 @@ def label_map(
     if array.dtype != np.uint8:
         outside = np.unique(array[(array < 0) | (array > 255)])
         if outside.size:
-            raise MaskError(
-                f"{path} holds labels outside 0–255: {_listed(outside)}. "
-                f"Renumber them with the labels of table '{table.name}'."
-            )
-    return LabelMap(np.asarray(array, dtype=np.uint8), affine, table, source or path.name, notes)
+            raise MaskError(f"{path} holds labels outside 0–255: {_listed(outside)}. {advice}")
+    return np.asarray(array, dtype=np.uint8), notes
 
 
 def _listed(values: np.ndarray, limit: int = 8) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ SYNTHETIC = "MAISI synthetic, not a patient"
 
 #: nibabel's own 1 leaves label maps half as large again; 9 gains little and takes long.
 _GZIP_LEVEL = 6
+_LABEL_ENTRY = re.compile(r'<Label\b[^>]*?\bKey="(\d{1,9})"[^>]*>(.*?)</Label>', re.DOTALL)
 _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 _PARSER_ERRORS = (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, OverflowError, ArithmeticError)
 
@@ -131,6 +133,28 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
             yield image, file
     except (ImageFileError, HeaderDataError, WrapStructError, *_PARSER_ERRORS) as error:
         raise unreadable(path, error) from error
+
+
+def read_label_names(path: Path | str) -> dict[int, str]:
+    """The names of a label map's numbers, where its header holds the label table of Connectome Workbench.
+
+    TotalSegmentator writes this table, too (as XML in a header extension). Empty where there is none.
+
+    Raises:
+        FileFormatError: As for `read_volume`, apart from what only the voxels show.
+    """
+    names: dict[int, str] = {}
+    with _opened(Path(path)) as (image, _):
+        for extension in image.header.extensions:
+            content = extension.get_content()
+            if not isinstance(content, bytes) or b"<CaretExtension" not in content:
+                continue
+            # Read as text rather than as XML: a file from outside could make a parser expand its entities.
+            for key, text in _LABEL_ENTRY.findall(content.decode("utf-8", "replace")):
+                name = text.strip().removeprefix("<![CDATA[").removesuffix("]]>").strip()
+                if name and 0 < int(key) < 256:
+                    names[int(key)] = name
+    return names
 
 
 def write_volume(volume: Volume, path: Path | str, description: str = "", *, synthetic: bool = True) -> None:

@@ -1,19 +1,22 @@
-"""Reads the segments of a Slicer segmentation file (``.seg.nrrd``) as labels of a table.
+"""The segments of a segmentation file, and how they become labels of a table.
 
-The header's keys are Slicer's: ``Segment0_Name``, ``Segment0_LabelValue``, ``Segment0_Layer``, ``Segment0_Tags``, …
-(https://slicer.readthedocs.io/en/latest/developer_guide/modules/segmentations.html). Label values in such a file may
-have been renumbered by Slicer; what a segment means stands in its tags and its name.
+The keys of a Slicer segmentation (``.seg.nrrd``) are ``Segment0_Name``, ``Segment0_LabelValue``, ``Segment0_Layer``,
+``Segment0_Tags``, … (https://slicer.readthedocs.io/en/latest/developer_guide/modules/segmentations.html). Label values
+in such a file may have been renumbered by Slicer; what a segment means stands in its tags and its name.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from MAISILib.errors import FileFormatError, MaskError, RequestError, did_you_mean
-from MAISILib.volumes import LabelMap
+from MAISILib.volumes import Grid, LabelMap
 
 if TYPE_CHECKING:
     from MAISILib.anatomy.labels import LabelTable
@@ -21,13 +24,121 @@ if TYPE_CHECKING:
 #: The segment tag that keeps a segment's label value.
 LABEL_TAG = "MAISI.Label"
 TERMINOLOGY_TAG = "TerminologyEntry"
+#: Slicer writes 8 or 16 bits.
+_MAX_VALUE = 65535
 #: SNOMED CT "Tissue", the type in vtkSegment's default terminology.
 _UNSPECIFIED_TYPE = "SCT^85756007"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One structure of a segmentation file.
+
+    Args:
+        name: As the file says; the number in words where the file names nothing.
+        value: The number of its voxels.
+        layer: Which image of the file holds these voxels.
+        tag: What stands in its tag `LABEL_TAG`.
+        terminology: Its Slicer terminology string.
+        is_named: Whether the name comes from the file.
+    """
+
+    name: str
+    value: int
+    layer: int = 0
+    tag: str = ""
+    terminology: str = ""
+    is_named: bool = True
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A segmentation as its file has it, before anybody has said which labels its segments are.
+
+    Args:
+        layers: ``(X, Y, Z, L)`` whole numbers; segments of one layer do not overlap, those of several may.
+        affine: ``(4, 4)``, voxel index to RAS+ mm.
+        segments: In the file's order.
+        notes: What the reader had to do.
+    """
+
+    layers: np.ndarray
+    affine: np.ndarray
+    segments: tuple[Segment, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def grid(self) -> Grid:
+        """Where the voxels lie."""
+        return Grid(self.layers.shape[:3], self.affine)  # type: ignore[arg-type]
+
+    def voxels(self) -> dict[Segment, int]:
+        """How many voxels each segment has."""
+        counts = [np.bincount(np.maximum(layer, 0).ravel()) for layer in np.moveaxis(self.layers, 3, 0)]
+        return {s: int(counts[s.layer][s.value]) if 0 < s.value < len(counts[s.layer]) else 0 for s in self.segments}
+
+    def painted(self, labels: Iterable[tuple[Segment, int]]) -> np.ndarray:
+        """One label for each voxel. Where segments overlap, the later one wins; the body gives way to all others.
+
+        Args:
+            labels: Segments and their labels; segments that are not listed are left out.
+
+        Returns:
+            ``(X, Y, Z)``, uint8.
+        """
+        from MAISILib.anatomy.labels import LabelTable
+
+        order = sorted(labels, key=lambda item: item[1] != LabelTable.BODY)  # stable: body first
+        label_of_rank = np.array([0, *(label for _, label in order)], np.uint8)
+        ranks = np.zeros(self.layers.shape[:3], np.uint16)
+        for index, layer in enumerate(np.moveaxis(self.layers, 3, 0)):
+            rank_of_value = np.zeros(int(layer.max(initial=0)) + 1, np.uint16)
+            for rank, (segment, _) in enumerate(order, start=1):
+                if segment.layer == index and 0 < segment.value < len(rank_of_value):
+                    rank_of_value[segment.value] = rank
+            np.maximum(ranks, np.take(rank_of_value, layer, mode="clip"), out=ranks)
+        return label_of_rank[ranks]
 
 
 def has_segments(header: dict[str, Any]) -> bool:
     """Whether a NRRD header describes Slicer segments."""
     return "Segment0_ID" in header or "Segment0_LabelValue" in header
+
+
+def segmentation_of(array: np.ndarray, affine: np.ndarray, header: dict[str, Any], path: Path) -> Segmentation:
+    """The segments that a NRRD header describes.
+
+    Args:
+        array: ``(X, Y, Z)`` or, with overlapping segments, ``(X, Y, Z, L)``.
+        affine: ``(4, 4)``, voxel index to RAS+ mm.
+        header: The NRRD header.
+        path: For messages.
+
+    Raises:
+        FileFormatError: The voxels are no numbers of segments, or a segment points to a layer that is not there.
+    """
+    layers = array.reshape(*array.shape[:3], -1)
+    whole = layers.dtype.kind in "iu" or bool((layers == np.rint(layers)).all())  # NaN is not equal to itself
+    if not whole or layers.max(initial=0) > _MAX_VALUE:
+        raise FileFormatError(
+            f"{path}: the voxels are no numbers of segments from 0 to {_MAX_VALUE}. Save it in Slicer again."
+        )
+    if layers.dtype.kind == "f":
+        layers = np.maximum(layers, 0).astype(np.uint16)
+    segments: list[Segment] = []
+    for number in itertools.count():
+        prefix = f"Segment{number}_"
+        if f"{prefix}ID" not in header and f"{prefix}LabelValue" not in header:
+            break
+        layer, value = int(header.get(f"{prefix}Layer", 0)), int(header.get(f"{prefix}LabelValue", 1))
+        name = str(header.get(f"{prefix}Name", f"segment {number}"))
+        if not 0 <= layer < layers.shape[3]:
+            raise FileFormatError(
+                f"{path}: segment '{name}' lies in layer {layer} of {layers.shape[3]}. Save it again in Slicer."
+            )
+        tags = _tags(str(header.get(f"{prefix}Tags", "")))
+        segments.append(Segment(name, value, layer, tags.get(LABEL_TAG, ""), tags.get(TERMINOLOGY_TAG, "")))
+    return Segmentation(layers, affine, tuple(segments))
 
 
 def labels_of_segments(
@@ -38,7 +149,7 @@ def labels_of_segments(
     path: Path,
     source: str | None = None,
 ) -> LabelMap:
-    """The label map of the segments in a segmentation file; where segments overlap, the later one wins.
+    """The label map of the segments in a segmentation file; overlaps are resolved as in `Segmentation.painted`.
 
     Args:
         array: ``(X, Y, Z)`` or, with overlapping segments, ``(X, Y, Z, L)``.
@@ -52,43 +163,31 @@ def labels_of_segments(
         FileFormatError: A segment points to a layer that the file does not have.
         MaskError: Segments that are not in ``table``.
     """
-    layers = array.reshape(*array.shape[:3], -1)
-    ranks = np.zeros(layers.shape[:3], np.uint16)
-    label_of_rank, unknown = [0], []
-    number = 0
-    while f"Segment{number}_ID" in header or f"Segment{number}_LabelValue" in header:
-        prefix = f"Segment{number}_"
-        layer, value = int(header.get(f"{prefix}Layer", 0)), int(header.get(f"{prefix}LabelValue", 1))
-        name = str(header.get(f"{prefix}Name", f"segment {number}"))
-        if not 0 <= layer < layers.shape[3]:
-            raise FileFormatError(
-                f"{path}: segment '{name}' lies in layer {layer} of {layers.shape[3]}. Save it again in Slicer."
-            )
-        tags = _tags(str(header.get(f"{prefix}Tags", "")))
-        label = label_of_segment(name, tags.get(LABEL_TAG, ""), tags.get(TERMINOLOGY_TAG, ""), table)
-        number += 1
-        if label is None:
-            unknown.append(name)
-            continue
-        label_of_rank.append(label)
-        ranks[layers[..., layer] == value] = len(label_of_rank) - 1
-    if unknown:
+    segmentation = segmentation_of(array, affine, header, path)
+    found = [(s, label_of_segment(s.name, s.tag, s.terminology, table)) for s in segmentation.segments]
+    if unknown := [segment.name for segment, label in found if label is None]:
         raise unknown_segments(unknown, table, str(path))
-    labels = np.asarray(label_of_rank, np.uint8)[ranks]
+    labels = segmentation.painted((segment, label) for segment, label in found if label is not None)
     return LabelMap(labels, affine, table, source or path.name)
 
 
 def label_of_segment(name: str, tag: str, terminology: str, table: LabelTable) -> int | None:
     """The label value of a segment, by its `LABEL_TAG`, else its terminology, else its name; None where unknown."""
-    if tag.strip().isdigit() and int(tag) in table:
-        return int(tag)
-    codes = _codes(terminology)
+    found = find_label(Segment(name, 1, 0, tag, terminology), table)
+    return found[0] if found else None
+
+
+def find_label(segment: Segment, table: LabelTable) -> tuple[int, Literal["tag", "code", "name"]] | None:
+    """The label value of a segment and what told it: its `LABEL_TAG`, else its terminology, else its name."""
+    if segment.tag.strip().isdigit() and int(segment.tag) in table:
+        return int(segment.tag), "tag"
+    codes = _codes(segment.terminology)
     if codes:
         matches = [label.value for label in table if _codes(label.terminology()) == codes]
         if len(matches) == 1:
-            return matches[0]
+            return matches[0], "code"
     try:
-        return table.find(name).value
+        return table.find(segment.name).value, "name"
     except RequestError:
         return None
 
