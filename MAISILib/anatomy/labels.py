@@ -121,8 +121,8 @@ class LabelTable:
         labels: The rows.
 
     Raises:
-        ValueError: Two labels share a value or a name, a value is outside 1–255, or a host is not a label of
-            healthy tissue in the table.
+        ValueError: Two labels share a value or a name, a value is outside 1–255, a host is not in the table, or labels
+            host one another in a circle. A host may have a host itself: a lesion in a target volume in the body.
     """
 
     BODY = 200
@@ -142,8 +142,12 @@ class LabelTable:
         for label in by_value.values():
             if label.host is not None and label.host not in by_value:
                 raise ValueError(f"label {label.value} ({label.name}) has host {label.host}, which is not in the table")
-            if label.host is not None and by_value[label.host].host is not None:
-                raise ValueError(f"label {label.value} ({label.name}) has host {label.host}, which needs a host itself")
+            visited, value = [label.value], label.host
+            while value is not None and value in by_value:
+                if value in visited:
+                    raise ValueError(f"labels host one another in a circle: {' in '.join(map(str, [*visited, value]))}")
+                visited.append(value)
+                value = by_value[value].host
         self._by_value: Mapping[int, Label] = by_value
 
     def __getitem__(self, value: int) -> Label:
@@ -172,7 +176,7 @@ class LabelTable:
         return [label.name for label in self]
 
     def hosts(self) -> dict[int, int]:
-        """Lesion label → label of the tissue that hosts it."""
+        """Lesion label → label of the tissue that hosts it, which may be a lesion with a host itself."""
         return {label.value: label.host for label in self if label.host is not None}
 
     def describe(self, value: int) -> str:
@@ -221,6 +225,23 @@ class LabelTable:
             return cls("MAISI" if path.parent.name == "Resources" else path.parent.name, labels.values())
         except ValueError as problem:
             raise FileFormatError(f"{path}: {problem}. Correct the table.") from None
+
+    def write(self, path: Path) -> None:
+        """Writes the table with all its cells, so that it can be read without a base.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        from MAISILib.files.atomic import atomic_path
+
+        with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            for label in self:
+                codes = (getattr(label, column) for column in CODE_COLUMNS)
+                cells = [f"{code.scheme}:{code.value}:{code.meaning}" if code else "" for code in codes]
+                host = "" if label.host is None else label.host
+                writer.writerow([label.value, label.name, label.group, *label.color, host, *cells])
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -109,14 +110,22 @@ def _height(inside: np.ndarray, row: np.ndarray) -> tuple[float, float] | None:
     return float(ends.min()), float(ends.max())
 
 
-def remove_tumors(mask: LabelMap) -> LabelMap:
+def remove_tumors(mask: LabelMap, labels: Iterable[int] | None = None) -> LabelMap:
     """The same patient without lesions: each becomes the tissue that hosts it in the mask's label table.
 
     Guidance compares the wish (with the tumor) to this one.
+
+    Args:
+        mask: The mask.
+        labels: Which lesions to take away; all labels with a host by default. Labels without a host stay. Where the
+            host is taken away, too, its own host takes the place.
     """
     hosts = mask.table.hosts()
+    hosts = hosts if labels is None else {lesion: hosts[lesion] for lesion in labels if lesion in hosts}
     lookup = np.arange(256, dtype=np.uint8)
     for lesion, host in hosts.items():
+        while host in hosts:
+            host = hosts[host]
         lookup[lesion] = host
     removed = [mask.table[value].name for value in mask.labels if value in hosts]
     note = (f"Replaced by the host tissue: {', '.join(removed)}.",) if removed else ()

@@ -137,6 +137,7 @@ def test_misspelled_name_is_answered_with_the_nearest_ones():
         ("1,a,b,1,2,3,,SCT:1:A~B,,,,", "column category"),
         ("1,a,b,1,2,3,,SCT:1:A,,,,", "category and type go together"),
         ("1,a,b,1,2,3,9,,,,,", "host 9, which is not in the table"),
+        ("1,a,b,1,2,3,2,,,,,\n2,b,b,1,2,4,1,,,,,", "in a circle: 1 in 2 in 1"),
         ("1,a,b,1,2,3", "row 2: 6 cells where the header has 12"),
         ("77,,,,,,,,,,,", "no table to take it from"),
         ("1,a,b,1,2,3,,,,,,\n1,b,b,1,2,4,,,,,,", "row 3: label 1 occurs twice"),
@@ -149,6 +150,17 @@ def test_wrong_row_is_named(tmp_path: Path, row: str, said: str):
         LabelTable.read(write(tmp_path, row))
     assert said in str(caught.value)
     assert "labels.csv" in str(caught.value)
+
+
+def test_table_that_was_written_is_read_without_a_base(tmp_path: Path):
+    for table in (default_table(), LabelTable.read(MINI, default_table())):
+        table.write(tmp_path / "new folder" / "labels.csv")
+        assert LabelTable.read(tmp_path / "new folder" / "labels.csv") == table
+
+
+def test_lesion_may_lie_in_a_lesion(tmp_path: Path):
+    table = LabelTable.read(write(tmp_path, "1,core,b,1,2,3,2,,,,,", "2,tumor,b,1,2,4,3,,,,,", "3,organ,b,1,2,5,,,,,,"))
+    assert table.hosts() == {1: 2, 2: 3}
 
 
 def test_missing_file_misspelled_column_and_other_encodings_are_told(tmp_path: Path):

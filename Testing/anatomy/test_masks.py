@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from MAISILib.anatomy.labels import default_table
+from MAISILib.anatomy.labels import Label, LabelTable, default_table
 from MAISILib.anatomy.masks import check_mask, label_bits, label_volumes, region_name, regions_of, remove_tumors
 from MAISILib.errors import MaskError, RequestError
+from MAISILib.volumes import LabelMap
 from Testing.anatomy.phantoms import label_map, tilted, torso, turned
 
 
@@ -109,3 +110,11 @@ def test_mask_without_tumors_stays_as_it_is():
     mask = torso()
     assert (remove_tumors(mask).array == mask.array).all()
     assert remove_tumors(mask).notes == mask.notes
+
+
+def test_lesion_within_a_lesion_goes_with_it_or_alone():
+    rows = [Label(150, "core", "tumors", (1, 2, 3), 23), *default_table()]
+    mask = LabelMap(np.array([[[150, 23, 26, 1]]], np.uint8), np.eye(4), LabelTable("mine", rows))
+    assert remove_tumors(mask).array.ravel().tolist() == [28, 28, 1, 1]
+    assert remove_tumors(mask, [150]).array.ravel().tolist() == [23, 23, 26, 1]
+    assert remove_tumors(mask, [150, 23, 1]).array.ravel().tolist() == [28, 28, 26, 1]
