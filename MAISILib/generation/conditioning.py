@@ -8,21 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from MAISILib.anatomy.envelope import add_body
-from MAISILib.anatomy.grids import content_box, model_grid
+from MAISILib.anatomy.grids import content_box
 from MAISILib.anatomy.labels import LabelTable
 from MAISILib.anatomy.library import Candidate, MaskLibrary
 from MAISILib.anatomy.masks import REGIONS, check_mask, regions_of
 from MAISILib.errors import MaskError
+from MAISILib.generation.mask_grid import grid_for_mask
 from MAISILib.generation.settings import Settings, resolve
-from MAISILib.resampling import canonical_grid, resample_labels
+from MAISILib.resampling import resample_labels
 from MAISILib.volumes import Grid, LabelMap
 
 if TYPE_CHECKING:
     from MAISILib.bundles.bundle import Bundle
     from MAISILib.generation.request import GenerateRequest
-
-#: Air around the patient in a model grid made for a user's mask: a head-and-neck CT shows about that much.
-_MARGIN_MM = 10.0
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,16 @@ def _read_users_mask(bundle: Bundle, request: GenerateRequest, settings: Setting
     ct = read_image(request.mask_ct) if request.mask_ct else None
     if LabelTable.BODY in bundle.labels:
         users = add_body(users, ct)
-    model = resample_labels(users, _model_grid(bundle, request, settings, users))
+    grid = grid_for_mask(
+        bundle,
+        users.grid,
+        content_box(users),
+        recommended=settings.size,
+        spacing=settings.spacing,
+        size=request.output_size,
+        regions=request.body_region,
+    )
+    model = resample_labels(users, grid)
     source: dict[str, Any] = {
         "kind": "file",
         "path": str(path.absolute()),
@@ -161,45 +168,6 @@ def _read_users_mask(bundle: Bundle, request: GenerateRequest, settings: Setting
     if request.mask_ct:
         source["ct"] = {"path": str(request.mask_ct.absolute()), "sha256": file_sha256(request.mask_ct)}
     return ConditioningMask(model=model, output=users, source=source)
-
-
-def _model_grid(bundle: Bundle, request: GenerateRequest, settings: Settings, users: LabelMap) -> Grid:
-    """The networks' grid for a user's mask: legal for the bundle, around the labels."""
-    limits = bundle.manifest.limits
-    spacing = settings.spacing
-    if spacing is None:
-        own = canonical_grid(users.grid).spacing  # along R, A, S, whatever the order of the file's axes
-        spacing = tuple(min(max(s, a), b) for s, a, b in zip(own, limits.spacing_min, limits.spacing_max, strict=True))
-        if limits.equal_spacing_xy:
-            spacing = (spacing[0], spacing[0], spacing[2])
-    content = content_box(users)
-
-    def fitted(sizes: list[list[int]] | None, triples: list[tuple[int, int, int]] | None = None) -> Grid:
-        return model_grid(
-            users.grid,
-            content,
-            spacing,  # type: ignore[arg-type]
-            divisor=bundle.size_divisor,
-            allowed_sizes=sizes,
-            allowed_triples=triples,
-            equal_xy=limits.equal_xy,
-            margin_mm=_MARGIN_MM,
-        )
-
-    # A model that was trained on one size is never given a smaller one: the air belongs to it.
-    least = settings.size if bundle.manifest.mask_spacing == "recommended" else (1, 1, 1)
-    if request.output_size:
-        grid = fitted([[n] for n in request.output_size])
-    elif limits.size_triples is not None:
-        grid = fitted(None, limits.size_triples)
-    else:
-        sizes = [list(axis) for axis in (limits.size_x, limits.size_y, limits.size_z)]
-        if not all(sizes):  # an axis without a list may have any length
-            free = fitted(None).shape
-            sizes = [axis or [max(n, r)] for axis, n, r in zip(sizes, free, least, strict=True)]
-        grid = fitted([[n for n in axis if n >= r] or axis for axis, r in zip(sizes, least, strict=True)])
-    limits.check_field_of_view(grid.shape, grid.spacing, request.body_region)
-    return grid
 
 
 def file_sha256(path: Path) -> str:

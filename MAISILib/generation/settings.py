@@ -60,7 +60,7 @@ def resolve(bundle: Bundle, request: GenerateRequest) -> Settings:
             f"Bundle {bundle.name!r} needs body regions when it makes an image without a mask. "
             "Give --body-region head, chest, abdomen or lower."
         )
-    best = _recommendation(manifest, regions, modality)
+    best = recommendation(manifest, regions, modality)
     size, spacing = request.output_size or best.size, request.spacing or best.spacing
     if request.output_size or request.mask != "file":
         manifest.limits.check_size(size, bundle.size_divisor)
@@ -123,7 +123,13 @@ def _steps(manifest: Manifest, request: GenerateRequest) -> int:
     return steps
 
 
-def _recommendation(manifest: Manifest, regions: tuple[int, ...], modality: str) -> Recommendation:
-    """The first recommendation for exactly these regions, at best for this modality too; else the first for it."""
+def recommendation(manifest: Manifest, regions: tuple[int, ...], modality: str) -> Recommendation:
+    """The first recommendation for exactly these regions, at best for this modality too; else the first for it.
+
+    Args:
+        manifest: Of the bundle.
+        regions: Body regions as indices of ``REGIONS``.
+        modality: Name of the modality.
+    """
     names = {REGIONS[index] for index in regions}
     return max(manifest.recommended, key=lambda e: (bool(names) and set(e.regions) == names, e.modality == modality))
