@@ -7,12 +7,15 @@ steps add up to the whole way, and ``upstream``, which repeats MONAI 1.6's sched
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
 from MAISILib.errors import RequestError
+
+if TYPE_CHECKING:
+    from MAISILib.bundles.manifest import ScheduleEntry
 
 Mode = Literal["exact", "upstream"]
 
@@ -165,3 +168,10 @@ def _check_count(count: int, longest: int) -> None:
 
 
 Schedule = FlowSchedule | DdpmSchedule
+
+
+def schedule_of(entry: ScheduleEntry) -> Schedule:
+    """The schedule that a manifest describes."""
+    if entry.kind == "rflow":
+        return FlowSchedule(entry.train_timesteps, entry.use_timestep_transform, entry.base_latent_voxels)
+    return DdpmSchedule(entry.train_timesteps, entry.beta_start, entry.beta_end, entry.beta_schedule)

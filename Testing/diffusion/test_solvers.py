@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from MAISILib.diffusion.sampler import sample_latent
 from MAISILib.diffusion.schedules import DdpmSchedule, FlowSchedule
-from MAISILib.diffusion.solvers import AncestralSolver, EulerSolver, make_solver
+from MAISILib.diffusion.solvers import AncestralSolver, DdimSolver, EulerSolver, Solver, make_solver
 from MAISILib.errors import Cancelled, RequestError
 
 SHAPE = (4, 4, 4, 4)
@@ -65,6 +66,47 @@ def test_ancestral_with_a_perfect_network_finds_the_latent() -> None:
     for mode in ("exact", "upstream"):
         latent = sample_latent(noise, schedule, AncestralSolver(), SHAPE, steps=25, seed=3, mode=mode)
         torch.testing.assert_close(latent, target, rtol=1e-3, atol=1e-3)
+    latent = sample_latent(noise, schedule, DdimSolver(), SHAPE, steps=5, seed=3)
+    torch.testing.assert_close(latent, target, rtol=1e-3, atol=1e-3)
+
+
+def gaussian_network(deviation: float) -> Callable[[torch.Tensor, float], torch.Tensor]:
+    """The best noise prediction for latents that are N(0, deviation²)."""
+    signal = DdpmSchedule().signal()
+
+    def noise(x: torch.Tensor, time: float) -> torch.Tensor:
+        power = signal[int(time)]
+        return (1 - power) ** 0.5 * x / (power * deviation**2 + 1 - power)
+
+    return noise
+
+
+def test_ddim_follows_its_closed_form_for_gaussian_latents() -> None:
+    """Every step multiplies by ``(α'·α·s² + σ'·σ) / (α²·s² + σ²)``; many steps end at ``x·s / √(α²·s² + σ²)``."""
+    deviation, schedule = 0.7, DdpmSchedule()
+
+    def factor(count: int) -> float:
+        start = torch.ones(1, *SHAPE)
+        steps = schedule.steps(count, 64)
+        end = DdimSolver().solve(gaussian_network(deviation), start, steps, lambda: start, lambda *_: None)
+        return float(end.mean())
+
+    power = schedule.signal()[torch.linspace(999, 0, 8).round().long()].double()
+    after = torch.cat([power[1:], torch.ones(1, dtype=torch.float64)])
+    kept = (after * power) ** 0.5 * deviation**2 + ((1 - after) * (1 - power)) ** 0.5
+    assert factor(8) == pytest.approx(float((kept / (power * deviation**2 + 1 - power)).prod()), rel=1e-4)
+    limit = deviation / float(power[0] * deviation**2 + 1 - power[0]) ** 0.5
+    assert factor(1000) == pytest.approx(limit, rel=2e-2)
+    assert abs(factor(1000) - limit) < abs(factor(100) - limit) < abs(factor(8) - limit)
+
+
+def test_ddim_needs_no_noise_but_its_start() -> None:
+    def draw() -> torch.Tensor:
+        raise AssertionError("DDIM drew noise")
+
+    DdimSolver().solve(
+        gaussian_network(1.0), torch.randn(1, *SHAPE), DdpmSchedule().steps(6, 64), draw, lambda *_: None
+    )
 
 
 def test_ancestral_draws_fresh_noise_at_every_step_but_the_last() -> None:
@@ -79,10 +121,11 @@ def test_ancestral_draws_fresh_noise_at_every_step_but_the_last() -> None:
     assert len(drawn) == 5
 
 
-@pytest.mark.parametrize(("schedule", "solver"), [(FLOW, EulerSolver()), (DdpmSchedule(), AncestralSolver())])
-def test_cancel_stops_after_the_present_step(
-    schedule: FlowSchedule | DdpmSchedule, solver: EulerSolver | AncestralSolver
-) -> None:
+@pytest.mark.parametrize(
+    ("schedule", "solver"),
+    [(FLOW, EulerSolver()), (DdpmSchedule(), AncestralSolver()), (DdpmSchedule(), DdimSolver())],
+)
+def test_cancel_stops_after_the_present_step(schedule: FlowSchedule | DdpmSchedule, solver: Solver) -> None:
     seen: list[float] = []
 
     def model(x: torch.Tensor, time: float) -> torch.Tensor:
