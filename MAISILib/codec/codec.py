@@ -95,6 +95,25 @@ class Codec:
         self._autoencoder, self._scale, self._intensity, self._device = autoencoder, scale_factor, intensity, device
 
     @torch.inference_mode()
+    def posterior(
+        self, image: np.ndarray, intensity: IntensityScale | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of an image's posterior, not scaled.
+
+        Args:
+            image: ``(X, Y, Z)`` in its units; each axis divisible by the compression factor.
+            intensity: Its units, where they are not the codec's: an autoencoder may have learned CT and MR.
+
+        Returns:
+            Two ``(1, C, x, y, z)``, float32 on the CPU.
+
+        Raises:
+            OutOfMemory: The device cannot hold the activations.
+        """
+        unit = torch.from_numpy((intensity or self._intensity).to_unit(image))[None, None].to(self._device)
+        mean, deviation = _within_memory(lambda: self._autoencoder.encode(unit), "encode", image.shape)  # type: ignore[operator]
+        return mean.float().cpu(), deviation.float().cpu()
+
     def encode(self, image: np.ndarray) -> torch.Tensor:
         """Posterior mean of an image, scaled.
 
@@ -104,9 +123,7 @@ class Codec:
         Returns:
             ``(1, C, x, y, z)`` float32 on the CPU.
         """
-        unit = torch.from_numpy(self._intensity.to_unit(image))[None, None].to(self._device)
-        mean, _ = _within_memory(lambda: self._autoencoder.encode(unit), "encode", image.shape)  # type: ignore[operator]
-        return mean.float().cpu() * self._scale
+        return self.posterior(image)[0] * self._scale
 
     @torch.inference_mode()
     def decode(

@@ -213,7 +213,7 @@ class ImageDataset:
         found = self._cache.get(index)
         if found is None:
             found = prepare(self._items[index], self._settings, self._codes[index], self._table)
-            if len(self._cache) < self._cached and _has_room(found.bytes):
+            if len(self._cache) < self._cached and has_room(found.bytes):
                 self._cache[index] = found
         return found
 
@@ -263,7 +263,8 @@ def centred(grid: Grid, size: tuple[int, int, int], spacing: tuple[float, float,
     return Grid(size, affine)
 
 
-def _has_room(more: int) -> bool:
+def has_room(more: int) -> bool:
+    """Whether a cache may take so many bytes more."""
     import psutil
 
     memory = psutil.virtual_memory()

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -45,11 +45,12 @@ class LatentHeader(BaseModel):
         label_sha256: ``None`` where there was no label.
         modality: Name or class code.
         mirrored: Whether the patient was mirrored before encoding.
+        precision: Type in which it was asked to be stored.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    version: int = Field(FORMAT_VERSION, ge=1, le=FORMAT_VERSION)
+    version: Annotated[int, Field(ge=1, le=FORMAT_VERSION)] = FORMAT_VERSION
     affine: _Affine
     image_affine: _Affine
     image_shape: tuple[int, int, int]
@@ -60,6 +61,7 @@ class LatentHeader(BaseModel):
     label_sha256: str | None = None
     modality: str | int
     mirrored: bool = False
+    precision: Literal["float16", "float32"] = "float16"
 
     @property
     def image_grid(self) -> Grid:
@@ -88,17 +90,14 @@ def latent_grid(image: Grid, factor: int) -> Grid:
     return Grid((x, y, z), affine)
 
 
-def write_latent(
-    path: Path, mean: torch.Tensor, deviation: torch.Tensor, header: LatentHeader, dtype: torch.dtype
-) -> None:
+def write_latent(path: Path, mean: torch.Tensor, deviation: torch.Tensor, header: LatentHeader) -> None:
     """Writes a posterior, as a whole or not at all.
 
     Args:
         path: The file.
         mean: ``(C, x, y, z)``, not scaled.
         deviation: The same shape.
-        header: Origin and geometry.
-        dtype: float16 or float32. Values that float16 cannot hold keep float32.
+        header: Origin, geometry and precision. What float16 cannot hold keeps float32.
 
     Raises:
         TrainingError: The autoencoder gave NaN or infinity.
@@ -113,7 +112,7 @@ def write_latent(
     for name, value in tensors.items():
         if not bool(torch.isfinite(value).all()):
             raise TrainingError(f"{path}: not written: the autoencoder's {name} of {header.source} is NaN or infinite.")
-        narrow = value.to(dtype)
+        narrow = value.to(getattr(torch, header.precision))
         tensors[name] = (narrow if bool(torch.isfinite(narrow).all()) else value.float()).contiguous()
     with atomic_path(path) as temporary:
         save_file(tensors, str(temporary), {_KEY: header.model_dump_json()})
@@ -174,8 +173,8 @@ def check_latent(path: Path, label: Grid | None) -> None:
     header = read_header(path)
     if label is not None and not header.image_grid.same_as(label, 0.1 * min(header.image_spacing)):
         raise FileFormatError(
-            f"{path}: its label map, {label.shape} voxels of {label.spacing} mm, is not on the grid of the encoded image, "
-            f"{header.image_shape} voxels of {header.image_spacing} mm. Encode the images again."
+            f"{path}: its label map ({label.shape} voxels of {label.spacing} mm) does not lie where the encoded image "
+            f"lay ({header.image_shape} voxels of {header.image_spacing} mm). Encode the images again."
         )
 
 

@@ -53,8 +53,9 @@ def mirrored_labels(array: np.ndarray, table: LabelTable) -> np.ndarray:
     """
     unknown = [int(v) for v in np.flatnonzero(np.bincount(array.ravel(), minlength=256)) if v and int(v) not in table]
     if unknown:
+        listed = ", ".join(map(str, unknown))
         raise MaskError(
-            f"Labels {', '.join(map(str, unknown))} are not in the table '{table.name}': nobody knows which of them change "
-            "places in a mirror. Add them to the label table, or do not mirror."
+            f"Labels {listed} are not in the table '{table.name}': nobody knows which change places in a mirror. "
+            "Add them to the table, or do not mirror."
         )
     return exchange(mirrored_pairs(table))[array[::-1]]
