@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from MAISILib.cli import bundles, demo, generate, plan
+from MAISILib.cli import bundles, demo, encode, generate, plan, train
 from MAISILib.errors import Cancelled, MaisiError
 
 #: What typer raises for wrong usage: click's class, or since typer has its own copy of click, that one's.
@@ -23,6 +23,8 @@ app = typer.Typer(
 app.command("generate")(generate.run)
 app.command("plan")(plan.run)
 app.command("demo")(demo.run)
+app.command("encode")(encode.run)
+app.command("train")(train.run)
 app.add_typer(bundles.app, name="bundles")
 
 

@@ -51,7 +51,7 @@ def generate_into(
     bundle = open_bundle(bundle_name)
     if recorded is not None:
         check_replay(bundle, recorded)
-    with _cancel_on_interrupt() as cancel, _progress_on_stderr() as on_progress:
+    with cancel_on_interrupt() as cancel, _progress_on_stderr() as on_progress:
         prepared = prepare(bundle, request)
         check_writable(out)
         scene_writer = _SceneWriter() if scene else None
@@ -126,7 +126,7 @@ class _SceneWriter:
 
 
 @contextmanager
-def _cancel_on_interrupt() -> Iterator[CancelToken]:
+def cancel_on_interrupt() -> Iterator[CancelToken]:
     """The first Ctrl-C (or SIGTERM) asks the run to stop; a second one stops at once."""
     cancel = CancelToken()
     previous = {}

@@ -1,24 +1,145 @@
-"""Trains a volume autoencoder: absolute and squared error inside a weighted body, plus a small KL term."""
+"""The volume autoencoder's training: reconstruction, KL, perceptual and adversarial terms (MAISI, arXiv:2409.11169)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+import math
+import random
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from MAISILib.bundles.networks import build_network
-from MAISILib.training.checkpoints import Run, cosine_rate
-from MAISILib.training.crops import Crop, pick
-from MAISILib.training.head_neck import mirror
+from MAISILib.bundles.networks import build_network, compression_factor
+from MAISILib.training.activation_checkpointing import checkpoint_activations
+from MAISILib.training.images import ImageDataset
+from MAISILib.training.linear_start import measure_code, start_as_linear_code
+from MAISILib.training.recipes import AutoencoderRecipe
+from MAISILib.training.task import Tensors, generator_of
+
+#: The published discriminator: three layers, 32 channels at the first, instance norm.
+_DISCRIMINATOR: dict[str, Any] = {
+    "spatial_dims": 3,
+    "num_layers_d": 3,
+    "channels": 32,
+    "in_channels": 1,
+    "out_channels": 1,
+    "norm": "INSTANCE",
+}
+
+#: (reconstruction, image) ``(N, 1, X, Y, Z)`` → distance per sample ``(N,)``.
+Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def normalized(ct: np.ndarray) -> np.ndarray:
-    """HU clipped to [−1000, 1000] and mapped to [0, 1] (MAISI's CT intensity)."""
-    return (ct.clip(-1000, 1000) + 1000) / 2000
+class AutoencoderTask:
+    """Learns to code images.
+
+    Args:
+        recipe: Definition and weights of the terms.
+        training: Images to learn from, patches of one shape.
+        validation: Held-out images.
+        perceptual: The perceptual distance, where its weights are there.
+    """
+
+    name = "autoencoder"
+
+    def __init__(
+        self,
+        recipe: AutoencoderRecipe,
+        training: ImageDataset,
+        validation: ImageDataset,
+        perceptual: Perceptual | None = None,
+    ) -> None:
+        self._recipe, self._training, self._validation, self._perceptual = recipe, training, validation, perceptual
+        torch.manual_seed(recipe.seed)
+        autoencoder = build_network(recipe.definition).train()
+        if recipe.linear_start:
+            code = measure_code(training, recipe.definition["latent_channels"], recipe.seed)
+            images = (training.load(i, random.Random(i)).image[None] for i in range(min(8, len(training))))
+            start_as_linear_code(autoencoder, code, images, -8.0 if (v := recipe.initial_log_variance) is None else v)
+        elif recipe.initial_log_variance is not None:
+            start_with_small_deviation(autoencoder, recipe.initial_log_variance)
+        if recipe.checkpoint_activations:
+            checkpoint_activations(autoencoder)
+        self.networks: dict[str, nn.Module] = {"autoencoder": autoencoder}
+        self.phases: dict[str, tuple[str, ...]] = {"main": ("autoencoder",)}
+        if recipe.adversarial_weight > 0:
+            from monai.networks.nets.patchgan_discriminator import PatchDiscriminator
+
+            self.networks["discriminator"] = PatchDiscriminator(**_DISCRIMINATOR)
+            self.phases = {"generator": ("autoencoder",), "discriminator": ("discriminator",)}
+
+    def item_count(self) -> int:
+        """Number of training images."""
+        return len(self._training)
+
+    def item_name(self, index: int) -> str:
+        """Name of a training image."""
+        return self._training.name(index)
+
+    def load_item(self, index: int, rng: random.Random) -> Tensors:
+        """``image`` ``(1, X, Y, Z)``, ``weight`` of the same shape, the posterior's ``noise`` ``(C, x, y, z)``."""
+        sample = self._training.load(index, rng)
+        factor, channels = compression_factor(self._recipe.definition), self._recipe.definition["latent_channels"]
+        shape = [n // factor for n in sample.image.shape[1:]]
+        noise = torch.randn((channels, *shape), generator=generator_of(rng))
+        return {"image": sample.image, "weight": self._weight(sample.image, sample.label), "noise": noise}
+
+    def _weight(self, image: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
+        if label is None:
+            return torch.ones_like(image)
+        return torch.where(label > 0, 1.0, self._recipe.air_weight)
+
+    def losses(self, phase: str, batch: Tensors) -> Tensors:
+        """Phase ``main`` or ``generator``: the autoencoder's terms; ``discriminator``: real against reconstructed."""
+        if phase == "discriminator":
+            return self._discriminator_losses(batch)
+        recipe, image = self._recipe, batch["image"]
+        autoencoder: Any = self.networks["autoencoder"]
+        mean, deviation = autoencoder.encode(image)
+        output = autoencoder.decode(mean + deviation * batch["noise"]).float()
+        error = (output - image).abs()
+        dims, weight = (1, 2, 3, 4), batch["weight"]
+        per_voxel = error + recipe.squared_weight * error**2
+        reconstruction = (weight * per_voxel).sum(dims) / weight.sum(dims)
+        kl = kl_divergence(mean.float(), deviation.float())
+        losses = {"loss": reconstruction + recipe.kl_weight * kl, "reconstruction": reconstruction, "kl": kl}
+        if self._perceptual is not None:
+            losses["perceptual"] = self._perceptual(output, image)
+            losses["loss"] = losses["loss"] + recipe.perceptual_weight * losses["perceptual"]
+        if "discriminator" in self.networks:
+            losses["adversarial"] = _distance(self.networks["discriminator"](output)[-1], 1.0)
+            losses["loss"] = losses["loss"] + recipe.adversarial_weight * losses["adversarial"]
+            batch["reconstruction"] = output.detach()
+        return losses
+
+    def _discriminator_losses(self, batch: Tensors) -> Tensors:
+        """Least squares: real images towards 1, reconstructions towards 0."""
+        discriminator = self.networks["discriminator"]
+        real = _distance(discriminator(batch["image"])[-1], 1.0)
+        made = _distance(discriminator(batch["reconstruction"])[-1], 0.0)
+        return {"loss": 0.5 * (real + made)}
+
+    def validation_count(self) -> int:
+        """Number of held-out images."""
+        return len(self._validation)
+
+    def validate_item(self, index: int, networks: Mapping[str, nn.Module]) -> dict[str, float]:
+        """From the posterior mean: PSNR in dB and mean absolute error in [0, 1], in the body where it is known."""
+        sample = self._validation.load(index, random.Random(index))
+        device = next(networks["autoencoder"].parameters()).device
+        image = sample.image[None].to(device)
+        network: Any = networks["autoencoder"]
+        output = reconstruct(network, image, self._recipe.data.val_sliding_window_patch_size)
+        inside = torch.ones_like(image) if sample.label is None else sample.label[None].to(device)
+        error = (output.clamp(0, 1) - image)[inside > 0]
+        return {"psnr_db": -10 * math.log10(float((error**2).mean())), "mae": float(error.abs().mean())}
+
+
+def kl_divergence(mean: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
+    """Each sample's divergence from the standard normal, summed over the latent: ``(N, C, …)`` → ``(N,)``."""
+    variance = deviation**2
+    return 0.5 * (mean**2 + variance - torch.log(variance) - 1).flatten(1).sum(1)
 
 
 def start_with_small_deviation(autoencoder: nn.Module, log_variance: float = -8.0) -> None:
@@ -28,79 +149,15 @@ def start_with_small_deviation(autoencoder: nn.Module, log_variance: float = -8.
             nn.init.constant_(parameter, log_variance)
 
 
-def reconstruction_loss(output: torch.Tensor, target: torch.Tensor, body: torch.Tensor, squared: float) -> torch.Tensor:
-    """Mean of ``|e| + squared·e²``, weight 1 in the body and 0.1 in the air around it. Shapes ``(N, 1, X, Y, Z)``."""
-    weight = torch.where(body, 1.0, 0.1)
-    error = (output.float() - target).abs()
-    return (weight * (error + squared * error**2)).sum() / weight.sum()
+def reconstruct(autoencoder: Any, image: torch.Tensor, window: tuple[int, int, int] | None) -> torch.Tensor:
+    """The image after coding, ``(1, 1, X, Y, Z)``: as a whole, or in overlapping windows where it is larger."""
+    if window is None or all(n <= w for n, w in zip(image.shape[2:], window, strict=True)):
+        return autoencoder.reconstruct(image).float()
+    from monai.inferers.inferer import SlidingWindowInferer
+
+    inferer = SlidingWindowInferer(roi_size=window, overlap=0.4, mode="gaussian")
+    return inferer(image, autoencoder.reconstruct).float()  # type: ignore[union-attr]
 
 
-def psnr(output: torch.Tensor, target: torch.Tensor, body: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio in dB inside ``body``; both images lie in [0, 1] (= 2000 HU)."""
-    mse = ((output.float().clamp(0, 1) - target) ** 2)[body].mean()
-    return float(-10 * torch.log10(mse))
-
-
-def train_autoencoder(
-    recipe: dict[str, Any],
-    crops: list[Crop],
-    held_back: list[Crop],
-    out: Path,
-    on_progress: Callable[[str], None] = print,
-) -> Run:
-    """Trains for ``recipe["steps"]`` steps, resuming a run in ``out``.
-
-    Args:
-        recipe: ``definition``, ``seed``, ``steps``, ``batch``, ``rate``, ``kl_weight``, ``squared_weight``.
-        crops: Training crops.
-        held_back: Crops of other patients; PSNR on them is printed at every hundredth step.
-        out: The run's folder.
-    """
-    torch.manual_seed(recipe["seed"])
-    network = build_network(recipe["definition"]).train()
-    start_with_small_deviation(network)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=recipe["rate"], weight_decay=0.0)
-    run = Run(out, {"autoencoder": network}, optimizer, recipe, average_decay=0.998)
-    while run.step < recipe["steps"]:
-        rng = run.random_for_step()
-        images, bodies = [], []
-        for _ in range(recipe["batch"]):
-            ct, labels = pick(crops, rng).load()
-            if rng.random() < 0.5:
-                ct, labels = mirror(ct), mirror(labels)
-            images.append(normalized(ct))
-            bodies.append(labels > 0)
-        target, body = torch.from_numpy(np.stack(images))[:, None], torch.from_numpy(np.stack(bodies))[:, None]
-        for group in optimizer.param_groups:
-            group["lr"] = cosine_rate(run.step, recipe["steps"], recipe["rate"])
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe["bfloat16"]):
-            output, mean, deviation = network(target)
-        mean, variance = mean.float(), deviation.float() ** 2
-        kl = 0.5 * (mean**2 + variance - torch.log(variance) - 1).mean()
-        error = reconstruction_loss(output, target, body, recipe["squared_weight"])
-        optimizer.zero_grad()
-        (error + recipe["kl_weight"] * kl).backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        measured = psnr(output.detach(), target, body)
-        run.advance({"loss": float(error.detach()), "kl": float(kl.detach()), "psnr": measured})
-        if run.step % 100 == 0 or run.step == recipe["steps"]:
-            on_progress(
-                f"step {run.step}: PSNR {held_back_psnr(run, recipe, held_back):.2f} dB, {run.seconds / 60:.1f} min"
-            )
-    run.save()
-    return run
-
-
-@torch.inference_mode()
-def held_back_psnr(run: Run, recipe: dict[str, Any], crops: list[Crop]) -> float:
-    """Mean PSNR (dB, inside the body) of the averaged weights on the first crop of up to six held-back patients."""
-    with torch.random.fork_rng(devices=[]):  # measuring must not move the random numbers of the training
-        network = build_network(recipe["definition"])
-    network.load_state_dict(run.averages["autoencoder"].weights)
-    values = []
-    for crop in crops[:6]:
-        ct, labels = crop.load()
-        target, body = torch.from_numpy(normalized(ct))[None, None], torch.from_numpy(labels > 0)[None, None]
-        values.append(psnr(network.reconstruct(target), target, body))  # type: ignore[operator]
-    return float(np.mean(values))
+def _distance(scores: torch.Tensor, wanted: float) -> torch.Tensor:
+    return ((scores.float() - wanted) ** 2).flatten(1).mean(1)

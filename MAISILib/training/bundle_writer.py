@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from MAISILib.anatomy.labels import LabelTable
-from MAISILib.anatomy.library import build_library
 from MAISILib.bundles.manifest import Manifest, NetworkEntry, write_manifest
 from MAISILib.bundles.weights import save_safetensors, sha256_of
 from MAISILib.files.atomic import atomic_path
 from MAISILib.quality.hu_check import COLUMNS, median_statistics
-from MAISILib.training.crops import Crop
-from MAISILib.volumes import Grid, LabelMap
 
 
-def write_network(folder: Path, name: str, definition: dict[str, Any], state: dict[str, Any]) -> NetworkEntry:
+def write_network(
+    folder: Path, name: str, definition: dict[str, Any], state: Mapping[str, torch.Tensor]
+) -> NetworkEntry:
     """Writes ``<name>.safetensors`` in fp16 and returns its manifest entry."""
     path = folder / f"{name}.safetensors"
-    save_safetensors(state, path)
+    save_safetensors(dict(state), path)
     return NetworkEntry(
         definition=definition,
         weights=path.name,
@@ -32,23 +31,12 @@ def write_network(folder: Path, name: str, definition: dict[str, Any], state: di
     )
 
 
-def write_library(folder: Path, crops: Iterable[Crop], table: LabelTable) -> Path:
-    """Writes the label maps of crops as a mask library and returns its index. Patients are numbered, axes centred."""
-
-    def masks() -> Iterable[tuple[str, LabelMap]]:
-        for crop in crops:
-            labels = crop.load()[1]
-            grid = Grid.axis_aligned(labels.shape, crop.spacing)  # type: ignore[arg-type]
-            yield crop.case.replace("_", "-"), LabelMap(labels, grid.affine, table, f"segmentation of {crop.case}")
-
-    return build_library(masks(), folder, table)
-
-
-def write_statistics(path: Path, crops: Iterable[Crop], organs: dict[str, tuple[int, ...]]) -> None:
-    """Writes the ranges of median HU per organ, measured on the CTs of crops."""
+def write_statistics(
+    path: Path, pairs: Iterable[tuple[np.ndarray, np.ndarray]], organs: dict[str, tuple[int, ...]]
+) -> None:
+    """Writes the ranges of median HU per organ, measured on pairs of a CT (HU) and its labels, both ``(X, Y, Z)``."""
     medians: dict[str, list[float]] = {organ: [] for organ in organs}
-    for crop in crops:
-        ct, labels = crop.load()
+    for ct, labels in pairs:
         for organ, values in organs.items():
             inside = ct[np.isin(labels, values)]
             if inside.size >= 10:

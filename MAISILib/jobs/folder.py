@@ -1,0 +1,154 @@
+"""A job on disk: a folder that says what was asked, what happened so far, and how it ended.
+
+``request.json`` · ``events.jsonl`` (one event a line) · ``log.txt`` · ``state`` · ``pid`` · ``result/``. Everything is
+plain text, so that another program (3D Slicer, started again) can find a job, follow it and stop it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from MAISILib.errors import Cancelled, MaisiError
+from MAISILib.files.atomic import output_error, write_text
+
+State = Literal["queued", "running", "done", "failed", "cancelled"]
+REQUEST_NAME, EVENTS_NAME, LOG_NAME, STATE_NAME, PID_NAME = "request.json", "events.jsonl", "log.txt", "state", "pid"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One piece of news of a job.
+
+    Args:
+        stage: What is going on, for example ``autoencoder`` or ``encode``.
+        done: Units of the stage that are finished.
+        total: Units that the stage has; 0 where nobody knows.
+        message: One line for people; may be empty.
+        metrics: Figures by name.
+        file: A file that came into being, relative to the job's folder.
+        time: Seconds since 1970.
+    """
+
+    stage: str
+    done: int = 0
+    total: int = 0
+    message: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    file: str | None = None
+    time: float = 0.0
+
+    def to_json(self) -> str:
+        """One line of JSON, without what is empty."""
+        return json.dumps({k: v for k, v in asdict(self).items() if v not in ("", None, {})}, ensure_ascii=False)
+
+
+OnEvent = Callable[[Event], None]
+
+
+class JobFolder:
+    """Writes the files of a job. One process writes a folder at a time.
+
+    Args:
+        folder: Made if missing.
+
+    Raises:
+        OutputError: The folder cannot be made or written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise output_error(folder, error) from error
+
+    def write_request(self, request: dict[str, Any]) -> None:
+        """Stores what was asked for."""
+        write_text(self.folder / REQUEST_NAME, json.dumps(request, indent=2, ensure_ascii=False) + "\n")
+
+    def set_state(self, state: State) -> None:
+        """Stores how the job stands."""
+        write_text(self.folder / STATE_NAME, state + "\n")
+
+    def event(self, event: Event) -> None:
+        """Appends an event, with the present time where it has none."""
+        self._append(EVENTS_NAME, Event(**{**asdict(event), "time": event.time or round(time.time(), 3)}).to_json())
+
+    def log(self, line: str) -> None:
+        """Appends a line to the log."""
+        self._append(LOG_NAME, line)
+
+    def _append(self, name: str, line: str) -> None:
+        path = self.folder / name
+        try:
+            with path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise output_error(path, error) from error
+
+    @contextmanager
+    def running(self) -> Iterator[JobFolder]:
+        """Marks the job as running with this process's number, and as done, failed or cancelled when the block ends."""
+        write_text(self.folder / PID_NAME, f"{os.getpid()}\n")
+        self.set_state("running")
+        end: State = "failed"
+        try:
+            yield self
+            end = "done"
+        except (Cancelled, KeyboardInterrupt):
+            end = "cancelled"
+            raise
+        except MaisiError as error:
+            message = str(error)
+            _quietly(lambda: self.log(message))
+            raise
+        finally:
+            _quietly(lambda: self.set_state(end))
+            (self.folder / PID_NAME).unlink(missing_ok=True)
+
+
+def read_events(folder: Path) -> list[Event]:
+    """The events of a job so far, oldest first; a line that is being written is left out."""
+    path = folder / EVENTS_NAME
+    if not path.is_file():
+        return []
+    events = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            events.append(Event(**json.loads(line)))
+        except (ValueError, TypeError):
+            continue
+    return events
+
+
+def read_state(folder: Path) -> State | None:
+    """How a job stands, ``None`` where the folder holds none. A job whose process is gone has failed."""
+    path = folder / STATE_NAME
+    if not path.is_file():
+        return None
+    state = path.read_text(encoding="utf-8").strip()
+    if state == "running" and not _is_alive(folder / PID_NAME):
+        return "failed"
+    return state  # type: ignore[return-value]
+
+
+def _is_alive(path: Path) -> bool:
+    import psutil
+
+    try:
+        return psutil.pid_exists(int(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return False
+
+
+def _quietly(work: Callable[[], None]) -> None:
+    """A full disk must not hide the error that ended the job."""
+    with suppress(MaisiError):
+        work()

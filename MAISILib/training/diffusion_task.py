@@ -1,0 +1,129 @@
+"""The diffusion UNet's training on latents: alone (published), or with a ControlNet (small models, small data).
+
+Together, a small model learns sooner: in most items the ControlNet shows the mask to the UNet, in the others its
+residuals are zero, so that the UNet still learns to work alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from MAISILib.bundles.networks import build_network
+from MAISILib.diffusion.networks import control_residuals, embed_mask, predict
+from MAISILib.training.activation_checkpointing import checkpoint_activations
+from MAISILib.training.denoising import (
+    as_body,
+    box_of,
+    check_conditions,
+    condition_inputs,
+    diffusion_item,
+    labels_of,
+    labels_to_forget,
+    make_schedule,
+    mask_bits,
+    prediction_target,
+    validation_batches,
+    weighted_mean,
+)
+from MAISILib.training.recipes import DiffusionRecipe
+from MAISILib.training.task import Tensors
+
+if TYPE_CHECKING:
+    from MAISILib.training.latents import LatentDataset
+
+
+class DiffusionTask:
+    """Learns velocity (rectified flow) or noise (DDPM).
+
+    Args:
+        recipe: Definitions, schedule, dropouts.
+        training: Latents to learn from, of one shape.
+        validation: Held-out latents.
+        initial: Weights to start from, by network (``diffusion``, ``controlnet``).
+    """
+
+    name = "diffusion"
+
+    def __init__(
+        self,
+        recipe: DiffusionRecipe,
+        training: LatentDataset,
+        validation: LatentDataset,
+        initial: Mapping[str, dict[str, torch.Tensor]] | None = None,
+    ) -> None:
+        self._recipe, self._training, self._validation = recipe, training, validation
+        self.schedule = make_schedule(recipe.schedule)
+        torch.manual_seed(recipe.seed)
+        self.networks: dict[str, nn.Module] = {"diffusion": build_network(recipe.definition).train()}
+        if recipe.controlnet is not None:
+            self.networks["controlnet"] = build_network(recipe.controlnet).train()
+        for name, state in (initial or {}).items():
+            if name in self.networks:
+                self.networks[name].load_state_dict(state)
+        if recipe.checkpoint_activations:
+            for network in self.networks.values():
+                checkpoint_activations(network)
+        self.phases: dict[str, tuple[str, ...]] = {"main": tuple(self.networks)}
+
+    def item_count(self) -> int:
+        """Number of training latents."""
+        return len(self._training)
+
+    def item_name(self, index: int) -> str:
+        """Name of a training latent."""
+        return self._training.name(index)
+
+    def load_item(self, index: int, rng: random.Random) -> Tensors:
+        """See :func:`diffusion_item`; with a ControlNet also ``bits`` ``(8, X, Y, Z)`` and if they are shown to it."""
+        recipe, sample = self._recipe, self._training.load(index, rng)
+        if recipe.crop is not None and rng.random() < recipe.crop.probability:
+            sample = box_of(sample, recipe.crop.size, rng)
+        item = diffusion_item(sample, self.schedule, rng, recipe.air_weight)
+        if rng.random() < recipe.modality_dropout:
+            item["class_labels"] = torch.tensor(recipe.coarse_modality)
+        check_conditions(item, self.networks["diffusion"], self.item_name(index))
+        if recipe.controlnet is not None:
+            labels = labels_of(sample, self.item_name(index))
+            item["bits"] = mask_bits(as_body(labels, labels_to_forget(labels, recipe.label_dropout, rng)))
+            item["masked"] = torch.tensor(float(rng.random() >= recipe.mask_dropout)).view(1, 1, 1, 1)
+        return item
+
+    def losses(self, phase: str, batch: Tensors) -> Tensors:
+        """Weighted error of the prediction, per sample."""
+        error = self._error(self.networks, batch)
+        per_voxel = error.abs() if self._recipe.loss == "l1" else error**2
+        return {"loss": weighted_mean(per_voxel, batch["weight"])}
+
+    def _error(self, networks: Mapping[str, nn.Module], batch: Tensors) -> torch.Tensor:
+        noisy = self.schedule.noisy(batch["clean"], batch["noise"], batch["time"])
+        inputs = condition_inputs(batch)
+        residuals = None
+        if "bits" in batch:
+            controlnet = networks["controlnet"]
+            embedding = embed_mask(controlnet, batch["bits"].float())
+            shown = control_residuals(controlnet, noisy, batch["time"], embedding, inputs.get("class_labels"))
+            residuals = [residual * batch["masked"] for residual in shown]
+        predicted = predict(networks["diffusion"], noisy, batch["time"], inputs, residuals).float()
+        return predicted - prediction_target(self.schedule, batch)
+
+    def validation_count(self) -> int:
+        """Number of held-out latents."""
+        return len(self._validation)
+
+    def validate_item(self, index: int, networks: Mapping[str, nn.Module]) -> dict[str, float]:
+        """The loss at three fixed times with fixed noise, with the mask where there is a ControlNet."""
+        rng = random.Random(index)
+        sample = self._validation.load(index, rng)
+        item = diffusion_item(sample, self.schedule, rng, self._recipe.air_weight)
+        if self._recipe.controlnet is not None:
+            labels = labels_of(sample, self._validation.name(index))
+            item |= {"bits": mask_bits(labels), "masked": torch.ones(1, 1, 1, 1)}
+        device = next(networks["diffusion"].parameters()).device
+        batches = validation_batches(item, self.schedule, device)
+        values = [weighted_mean(self._error(networks, batch).abs(), batch["weight"]) for batch in batches]
+        return {"loss": float(torch.stack(values).mean())}

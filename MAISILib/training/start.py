@@ -1,0 +1,141 @@
+"""Starts a training from files: recipe, data, run folder. The command line and our own bundles come in here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from MAISILib.anatomy.labels import LabelTable, default_table
+from MAISILib.bundles.bundle import Bundle, open_bundle
+from MAISILib.bundles.weights import save_safetensors
+from MAISILib.errors import TrainingError, did_you_mean
+from MAISILib.generation.progress import CancelToken
+from MAISILib.jobs.folder import OnEvent
+from MAISILib.training.autoencoder import AutoencoderTask
+from MAISILib.training.datalist import Datalist, read_datalist
+from MAISILib.training.images import ImageDataset
+from MAISILib.training.recipes import AutoencoderRecipe, DiffusionRecipe, Recipe, read_recipe
+from MAISILib.training.task import Task
+from MAISILib.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training left behind.
+
+    Args:
+        folder: The run.
+        steps: Steps taken, all sessions together.
+        seconds: Time spent, all sessions together.
+        figures: Last validation.
+        weights: Averaged weights, safetensors in fp16, by network.
+    """
+
+    folder: Path
+    steps: int
+    seconds: float
+    figures: dict[str, float]
+    weights: dict[str, Path]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON shows it."""
+        return {
+            "run": str(self.folder),
+            "steps": self.steps,
+            "seconds": round(self.seconds, 1),
+            "figures": self.figures,
+            "weights": {name: str(path) for name, path in self.weights.items()},
+        }
+
+
+def start_training(
+    kind: str,
+    recipe: Path,
+    data: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    fold: int | None = 0,
+    skip_bad: bool = False,
+    cancel: CancelToken | None = None,
+    on_event: OnEvent = lambda event: None,
+    on_skip: Callable[[str], None] = print,
+) -> Outcome:
+    """Trains one kind of network.
+
+    Args:
+        kind: One of :data:`KINDS`.
+        recipe: JSON file.
+        data: Data list, or folder of pairs; images for autoencoders, latents for diffusion.
+        out: Run folder.
+        resume: Go on with the run in ``out``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        fold: Items of this fold are held out.
+        skip_bad: Leave unreadable items out rather than stop.
+        cancel: Ends the run after its present step, saved.
+        on_event: Hears the events of the job.
+        on_skip: Hears which items were left out.
+
+    Raises:
+        TrainingError: Recipe or data do not fit, or the training failed.
+    """
+    if kind not in KINDS:
+        raise TrainingError(f"Unknown training {kind!r}; there are {', '.join(KINDS)}.{did_you_mean(kind, KINDS)}")
+    recipe_kind, make_task = KINDS[kind]
+    asked = read_recipe(recipe, recipe_kind)
+    items = read_datalist(data, fold=fold, skip_bad=skip_bad, on_skip=on_skip)
+    task, scale_factor = make_task(asked, items)
+    return run_task(task, asked, out, scale_factor, resume=resume, device=device, cancel=cancel, on_event=on_event)
+
+
+def run_task(task: Task, recipe: Recipe, out: Path, scale_factor: float | None, **options: Any) -> Outcome:
+    """Trains a task and exports its averaged weights into ``out/weights``, the UNet's with its scale factor."""
+    trainer = Trainer(task, recipe, out, **options)
+    figures = trainer.run()
+    weights = {}
+    if trainer.is_first:
+        for name, average in trainer.averages.items():
+            path = out / "weights" / f"{name}.safetensors"
+            weights[name] = save_safetensors(average.weights, path, scale_factor=scale_factor)
+    return Outcome(out, trainer.step, trainer.seconds, figures, weights)
+
+
+def table_of(recipe: AutoencoderRecipe) -> LabelTable:
+    """The label table that a recipe names: a bundle's, or the public one."""
+    return open_bundle(recipe.labels_of).labels if recipe.labels_of else default_table()
+
+
+def initial_weights(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Weights to start from, by network: those of the bundle that ``init_from`` names."""
+    if recipe.init_from is None:
+        return {}
+    bundle: Bundle = open_bundle(recipe.init_from)
+    return {name: bundle.load(name).state_dict() for name in bundle.manifest.networks}
+
+
+def _autoencoder_task(recipe: AutoencoderRecipe, data: Datalist) -> tuple[Task, float | None]:
+    table = table_of(recipe)
+    training = ImageDataset(data.training, recipe.data, table, training=True)
+    validation = ImageDataset(data.validation, recipe.data, table, training=False)
+    return AutoencoderTask(recipe, training, validation), None
+
+
+def _diffusion_task(recipe: DiffusionRecipe, data: Datalist) -> tuple[Task, float | None]:
+    from MAISILib.training.diffusion_task import DiffusionTask
+    from MAISILib.training.latents import LatentDataset, latent_scale_factor
+
+    training = LatentDataset(data.training, sample=recipe.sample_posterior)
+    scale = recipe.scale_factor or latent_scale_factor(training)
+    training = training.scaled(scale)
+    validation = LatentDataset(data.validation, sample=False).scaled(scale)
+    return DiffusionTask(recipe, training, validation, initial_weights(recipe)), scale
+
+
+#: Kind of training → its recipe, and what makes its task.
+KINDS: dict[str, tuple[type[Recipe], Callable[[Any, Datalist], tuple[Task, float | None]]]] = {
+    "autoencoder": (AutoencoderRecipe, _autoencoder_task),
+    "diffusion": (DiffusionRecipe, _diffusion_task),
+}

@@ -1,0 +1,321 @@
+"""The one training loop: devices, precision, processes, averages, checkpoints, events. What is learned, tasks say."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from MAISILib.errors import Cancelled, TrainingError
+from MAISILib.generation.progress import CancelToken
+from MAISILib.jobs.folder import Event, JobFolder, OnEvent
+from MAISILib.training.checkpoint import Checkpoint, MovingAverage, check_same_run, read_checkpoint
+from MAISILib.training.loss_watch import LossWatch
+from MAISILib.training.processes import Processes
+from MAISILib.training.recipes import Recipe
+from MAISILib.training.stream import Batch, ItemStream
+from MAISILib.training.task import Task, Tensors
+
+CHECKPOINT_NAME = "checkpoint.pt"
+#: The weights that validated best, where the recipe names a ``best_metric``.
+BEST_NAME = "best.pt"
+#: Called after a validation with (step, networks with averaged weights, run folder); returns the files that it wrote.
+OnValidation = Callable[[int, dict[str, nn.Module], Path], list[Path]]
+
+
+class _Trainee(nn.Module):
+    """All networks of a task as one module, so that data-parallel training sees one forward pass."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict(task.networks)
+        self._losses = task.losses
+
+    def forward(self, phase: str, batch: Tensors) -> Tensors:
+        """Losses per sample in float32."""
+        return {name: value.float() for name, value in self._losses(phase, batch).items()}
+
+
+class Trainer:
+    """Trains a task in a run folder.
+
+    Started by ``torchrun`` it is one of several processes: each takes its share of every batch, gradients are averaged,
+    the first process writes.
+
+    Args:
+        task: What is learned.
+        recipe: For how long and how.
+        folder: Run folder: a job folder with ``checkpoint.pt`` and ``tensorboard/``.
+        resume: Go on from the checkpoint in ``folder``, if there is one.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        cancel: Its ``cancel()`` lets the present step end and be saved.
+        on_event: Hears every event of the job, in the first process.
+        on_validation: Makes pictures, in the first process.
+
+    Raises:
+        TrainingError: No training items; the folder holds a run and ``resume`` is not set, or another run.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        resume: bool = False,
+        device: str = "auto",
+        cancel: CancelToken | None = None,
+        on_event: OnEvent = lambda event: None,
+        on_validation: OnValidation = lambda step, networks, folder: [],
+    ) -> None:
+        if task.item_count() == 0:
+            raise TrainingError(f"There is nothing to train the {task.name} on. Give a data list with training items.")
+        self._task, self._recipe, self._folder = task, recipe, folder
+        self._cancel, self._on_event, self._on_validation = cancel or CancelToken(), on_event, on_validation
+        self._processes = Processes(device, recipe.precision, in_phases=len(task.phases) > 1)
+        self._stream = ItemStream(
+            task, recipe.seed, recipe.batch, recipe.accumulate, self._processes.index, self._processes.count
+        )
+        self._watch = LossWatch()
+        self.step, self.position, self.seconds = 0, 0, 0.0
+        self._best: float | None = None
+        self._since_best = 0
+        saved = self._saved(resume)
+        accelerator = self._processes.accelerator
+        optimizers = [self._optimizer(phase) for phase in task.phases]
+        self._trainee, *prepared = accelerator.prepare(_Trainee(task), *optimizers)
+        self._optimizers: dict[str, Any] = dict(zip(task.phases, prepared, strict=True))
+        self.averages = {name: MovingAverage(n, recipe.average_decay) for name, n in task.networks.items()}
+        if saved is not None:
+            self._restore(saved)
+        self._job = JobFolder(folder) if self._processes.is_first else None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the results."""
+        return self._processes.is_first
+
+    def run(self) -> dict[str, float]:
+        """Trains to the recipe's last step and returns the figures of the last validation.
+
+        Raises:
+            TrainingError: The loss is not finite (the message names the batch) or has diverged.
+            Cancelled: Asked by ``cancel``; the checkpoint holds the run as it is.
+            OutputError: The disk is full. In every case the last checkpoint stays.
+        """
+        recipe, figures = self._recipe, {}
+        saved_at = ticked = time.monotonic()
+        with (
+            self._job.running() if self._job else nullcontext(),
+            self._board() as board,
+            closing(self._stream.batches(self.position)) as batches,
+        ):
+            if self._job:
+                self._job.write_request({"train": recipe.model_dump(mode="json")})
+            while self.step < recipe.steps:
+                metrics = self._train_step(next(batches))
+                now = time.monotonic()
+                self.seconds, ticked = self.seconds + now - ticked, now
+                self._report(metrics, board)
+                due = recipe.validate_every and self.step % recipe.validate_every == 0
+                if (due or self.step == recipe.steps) and self._task.validation_count():
+                    figures = self._validate(board)
+                    if recipe.patience and self._since_best >= recipe.patience:
+                        self._tell(
+                            Event(self._task.name, self.step, recipe.steps, "no better any more: stopping early")
+                        )
+                        break
+                stopping = self._processes.anyone(self._cancel.cancelled)
+                if self._processes.anyone(stopping or now - saved_at > recipe.save_minutes * 60):
+                    self._save(CHECKPOINT_NAME)
+                    saved_at = time.monotonic()
+                if stopping:
+                    raise Cancelled(f"Stopped at step {self.step}. The same command with --resume goes on.")
+            self._save(CHECKPOINT_NAME)
+        return figures
+
+    def _train_step(self, batches: list[Batch]) -> dict[str, float]:
+        """One step of every phase's optimiser on the same batches; gradients are means over all of them."""
+        accelerator, device = self._processes.accelerator, self._processes.device
+        tensors = [{name: value.to(device) for name, value in batch.tensors.items()} for batch in batches]
+        metrics: dict[str, float] = {}
+        for phase, optimizer in self._optimizers.items():
+            for name, network in self._task.networks.items():
+                network.requires_grad_(name in self._task.phases[phase])
+            for group in optimizer.param_groups:
+                group["lr"] = self._recipe.rate_at(self.step, self.position / self._task.item_count())
+            optimizer.zero_grad()
+            sums: Tensors = {}
+            for batch in tensors:
+                with nullcontext() if batch is tensors[-1] else accelerator.no_sync(self._trainee):
+                    losses = self._trainee(phase, batch)
+                    accelerator.backward(losses["loss"].mean() / len(tensors))
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0) + value.detach().mean() / len(tensors)
+            own = {name if len(self._optimizers) == 1 else f"{phase} {name}": value for name, value in sums.items()}
+            metrics |= self._checked(own, batches)
+            if self._recipe.clip is not None:
+                accelerator.clip_grad_norm_(optimizer.param_groups[0]["params"], self._recipe.clip)
+            optimizer.step()
+        for name, network in self._task.networks.items():
+            self.averages[name].update(network)
+        self.position += self._stream.positions_per_step
+        self.step += 1
+        return metrics
+
+    def _checked(self, metrics: Tensors, batches: list[Batch]) -> dict[str, float]:
+        """Means over all processes; stops before the optimiser takes a step that would spoil the weights."""
+        means = self._processes.mean(metrics)
+        if _finite(means.values()):
+            return means
+        mine = [] if _finite(float(v) for v in metrics.values()) else [name for b in batches for name in b.names]
+        names = ", ".join(self._processes.everyone(mine))
+        raise TrainingError(
+            f"Step {self.step} of {self._folder} gave {means} on {names}. Look at these images, or lower the rate. The "
+            "last checkpoint is kept: --resume goes on from it."
+        )
+
+    # What the outside hears
+
+    def _report(self, metrics: dict[str, float], board: Any) -> None:
+        self._tell(Event(self._task.name, self.step, self._recipe.steps, metrics=_rounded(metrics)))
+        for name, value in metrics.items():
+            if board:
+                board.add_scalar(name, value, self.step)
+        self._watch.add(next(v for name, v in metrics.items() if name.endswith("loss")), str(self._folder))
+
+    def _tell(self, event: Event) -> None:
+        if self._job:
+            self._job.event(event)
+            self._on_event(event)
+
+    @contextmanager
+    def _board(self) -> Iterator[Any]:
+        """TensorBoard's writer, where TensorBoard is installed and this process writes."""
+        writer = None
+        if self._processes.is_first:
+            try:
+                from torch.utils.tensorboard.writer import SummaryWriter
+
+                writer = SummaryWriter(str(self._folder / "tensorboard"), purge_step=self.step or None)
+            except ImportError:
+                pass
+        try:
+            yield writer
+        finally:
+            if writer:
+                writer.close()
+
+    # Validation
+
+    def _validate(self, board: Any) -> dict[str, float]:
+        """Figures with the averaged weights; each process takes its share of the held-out items."""
+        mine = range(self._processes.index, self._task.validation_count(), self._processes.count)
+        with self._averaged() as networks, torch.inference_mode():
+            figures = self._processes.means_of(self._task.validate_item(i, networks) for i in mine)
+            files = self._on_validation(self.step, networks, self._folder) if self._job else []
+        message = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        self._tell(Event("validation", self.step, self._recipe.steps, message, _rounded(figures)))
+        for file in files:
+            self._tell(Event("picture", self.step, self._recipe.steps, file=file.relative_to(self._folder).as_posix()))
+        for name, value in figures.items():
+            if board:
+                board.add_scalar(f"validation/{name}", value, self.step)
+        self._judge(figures)
+        return figures
+
+    def _judge(self, figures: dict[str, float]) -> None:
+        """Keeps the weights that validated best."""
+        wanted = self._recipe.best_metric
+        if wanted is None:
+            return
+        if wanted not in figures:
+            raise TrainingError(f"best_metric {wanted!r} is not measured here; there are {', '.join(figures)}.")
+        if self._best is None or figures[wanted] < self._best:
+            self._best, self._since_best = figures[wanted], 0
+            self._save(BEST_NAME)
+        else:
+            self._since_best += 1
+
+    @contextmanager
+    def _averaged(self) -> Iterator[dict[str, nn.Module]]:
+        """The networks with their averaged weights, in evaluation mode, for the length of the block."""
+        networks = self._task.networks
+        own = {name: {k: v.clone() for k, v in n.state_dict().items()} for name, n in networks.items()}
+        try:
+            for name, network in networks.items():
+                network.load_state_dict(self.averages[name].weights)
+                network.eval()
+            yield networks
+        finally:
+            for name, network in networks.items():
+                network.load_state_dict(own[name])
+                network.train()
+
+    # Checkpoints
+
+    def _optimizer(self, phase: str) -> torch.optim.Optimizer:
+        parameters = [p for name in self._task.phases[phase] for p in self._task.networks[name].parameters()]
+        kind = torch.optim.AdamW if self._recipe.optimizer == "adamw" else torch.optim.Adam
+        return kind(parameters, lr=self._recipe.rate, weight_decay=self._recipe.weight_decay)
+
+    def _identity(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the broken one."""
+        names = [self._task.item_name(i) for i in range(self._task.item_count())]
+        return {**self._recipe.model_dump(mode="json", exclude={"save_minutes"}), "training items": names}
+
+    def _saved(self, resume: bool) -> Checkpoint | None:
+        path = self._folder / CHECKPOINT_NAME
+        if not path.exists():
+            return None
+        if not resume:
+            raise TrainingError(f"{self._folder} holds a run. --resume goes on with it; another --out starts anew.")
+        saved = read_checkpoint(path)
+        check_same_run(saved.identity, self._identity(), self._folder)
+        return saved
+
+    def _restore(self, saved: Checkpoint) -> None:
+        for name, network in self._task.networks.items():
+            network.load_state_dict(saved.networks[name])
+            self.averages[name].restore(saved.averages[name], saved.step)
+        for phase, optimizer in self._optimizers.items():
+            optimizer.load_state_dict(saved.optimizers[phase])
+        scaler = self._processes.accelerator.scaler
+        if scaler is not None and saved.scaler is not None:
+            scaler.load_state_dict(saved.scaler)
+        self.step, self.position, self.seconds = saved.step, saved.position, saved.seconds
+        self._best, self._since_best, self._watch.first = saved.best, saved.since_best, list(saved.first_losses)
+        torch.set_rng_state(saved.torch_rng)
+
+    def _save(self, name: str) -> None:
+        """Writes the run as it is, unless the loss is running away: then the last good checkpoint stays."""
+        if self._job is None or self._watch.is_doubtful:
+            return
+        scaler = self._processes.accelerator.scaler
+        Checkpoint(
+            identity=self._identity(),
+            networks={n: network.state_dict() for n, network in self._task.networks.items()},
+            averages={n: average.weights for n, average in self.averages.items()},
+            optimizers={phase: optimizer.state_dict() for phase, optimizer in self._optimizers.items()},
+            step=self.step,
+            position=self.position,
+            seconds=self.seconds,
+            best=self._best,
+            since_best=self._since_best,
+            first_losses=self._watch.first,
+            scaler=scaler.state_dict() if scaler is not None else None,
+            torch_rng=torch.get_rng_state(),
+        ).write(self._folder / name)
+
+
+def _finite(values: Any) -> bool:
+    return all(abs(value) < float("inf") for value in values)  # false for NaN as well
+
+
+def _rounded(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: float(f"{value:.6g}") for name, value in metrics.items()}
