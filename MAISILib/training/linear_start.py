@@ -25,6 +25,8 @@ _ANCHOR = 8.0
 #: Components are scaled by their deviation to this power: 0 leaves most of the latent's variance to the blocks' mean,
 #: 1 makes fine detail as strong as the mean.
 _WHITENING = 0.7
+#: Weaker components (part of the strongest's deviation) are scaled as if they were this strong: they are mere noise.
+_WEAKEST = 0.01
 #: Images that the components are measured on.
 _IMAGES = 48
 
@@ -54,7 +56,7 @@ def measure_code(dataset: ImageDataset, count: int, seed: int = 0) -> LinearCode
     components = vectors[:, ::-1][:, :count].T
     components *= np.sign(components[np.arange(count), np.abs(components).argmax(axis=1)])[:, None]
     deviation = (blocks @ components.T).std(axis=0)
-    return LinearCode(components, np.maximum(deviation, 1e-6) ** -_WHITENING)
+    return LinearCode(components, np.maximum(deviation, _WEAKEST * deviation.max()) ** -_WHITENING)
 
 
 def start_as_linear_code(
