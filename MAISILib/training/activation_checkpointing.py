@@ -5,7 +5,7 @@ Costs one more forward pass of the blocks. Weights, gradients and names of the s
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -39,7 +39,7 @@ def checkpoint_activations(network: AnyNetwork) -> AnyNetwork:
     for module in network.modules():
         if isinstance(module, blocks) and not isinstance(module, _Forgetful):
             # A subclass rather than a module around the block: that would change the names of the weights.
-            module.__class__ = _forgetful(type(module))
+            module.__class__ = _forgetful(type(module))  # pyright: ignore[reportAttributeAccessIssue]
     return network
 
 
@@ -50,6 +50,6 @@ class _Forgetful(nn.Module):
         return checkpoint(super().forward, *args, use_reentrant=False, **named)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _forgetful(block: type[nn.Module]) -> type[nn.Module]:
     return type(f"Forgetful{block.__name__}", (_Forgetful, block), {})
