@@ -270,9 +270,9 @@ def _in_words(error: ValidationError) -> list[str]:
         if problem["type"] == "missing":
             words.append(f"field '{field}' is missing")
         elif field:
-            words.append(f"field '{field}' is {str(problem['input'])[:60]!r}: {problem['msg']}")
+            words.append(f"field '{field}' is {repr(problem['input'])[:60]}: {problem['msg']}")
         else:
-            words.append(f"is {str(problem['input'])[:60]!r}: an object with the field 'image' is needed")
+            words.append(f"is {repr(problem['input'])[:60]}: an object with the field 'image' is needed")
     return words
 
 

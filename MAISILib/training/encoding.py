@@ -107,6 +107,23 @@ def grid_step(bundle: Bundle) -> int:
     return math.lcm(bundle.size_divisor, math.gcd(*sizes)) if sizes else bundle.size_divisor
 
 
+def check_request(bundle: Bundle, grid: GridRule, modality: str | int | None = None) -> None:
+    """Finds out what is wrong with a request before images are looked at. PyTorch is not loaded.
+
+    Raises:
+        RequestError: A size that the bundle's networks cannot take, or an unknown modality.
+        BundleError: The autoencoder's weights are missing or damaged.
+    """
+    if grid.size and any(n % bundle.size_divisor for n in grid.size):
+        wanted = tuple(max(1, round(n / bundle.size_divisor)) * bundle.size_divisor for n in grid.size)
+        raise RequestError(
+            f"Size {grid.size}: '{bundle.name}' needs multiples of {bundle.size_divisor}. Nearest: {wanted}."
+        )
+    if modality is not None:
+        modality_code(modality, bundle.manifest.modality)
+    bundle.check_file("autoencoder")
+
+
 def encode_items(
     coder: Bundle | Codec,
     data: Datalist,
@@ -166,7 +183,7 @@ def encode_items(
         on_progress(Progress("encode", number, len(jobs), item.name))
         try:
             entry, was_there = work.encode(item, is_mirrored)
-        except (FileFormatError, MaskError) as error:
+        except (FileFormatError, MaskError, RequestError) as error:
             problems.append(f"{item.name}: {error}")
             continue
         done[was_there].append(entry.name)
@@ -207,6 +224,7 @@ class _Work:
         self._names: Mapping[str, int] = {}
         rule = grid or GridRule()
         if isinstance(coder, Bundle):
+            check_request(coder, rule, modality)
             self._bundle, self._codec = coder, None
             self._sha256 = autoencoder_sha256 or _sha256(coder.check_file("autoencoder"))
             self._names = coder.manifest.modality

@@ -157,7 +157,10 @@ class ImageDataset:
         from MAISILib.training.transforms import Transforms
 
         self._items, self._settings, self._table = list(items), settings, table
-        self._codes = [modality_code(settings.modality if i.modality is None else i.modality) for i in items]
+        self._codes = [
+            modality_code(settings.modality if item.modality is None else item.modality, where=item.name)
+            for item in items
+        ]
         self._transforms = Transforms(settings, table, training=training)
         part = settings.cache if cache is None else cache
         self._cached = part if isinstance(part, int) else round(part * len(self._items))

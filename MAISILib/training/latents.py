@@ -206,7 +206,7 @@ def _known(item: DataItem, modality: str | int, modalities: Mapping[str, int] | 
         _region(item.top_region_index or _numbers(side.get("top_region_index"), 4, path, "top_region_index")),
         _region(item.bottom_region_index or _numbers(side.get("bottom_region_index"), 4, path, "bottom_region_index")),
     )
-    return _Known((spacing[0], spacing[1], spacing[2]), modality_code(named, modalities), regions, sha256)
+    return _Known((spacing[0], spacing[1], spacing[2]), modality_code(named, modalities, item.name), regions, sha256)
 
 
 def _numbers(values: Any, count: int, path: Path, field: str) -> tuple[float, ...] | None:

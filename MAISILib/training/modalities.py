@@ -20,12 +20,13 @@ def known_modalities() -> dict[str, int]:
         return {row["modality"]: int(row["code"]) for row in csv.DictReader(file)}
 
 
-def modality_code(modality: str | int, own: Mapping[str, int] | None = None) -> int:
+def modality_code(modality: str | int, own: Mapping[str, int] | None = None, where: str = "") -> int:
     """The class code of a modality.
 
     Args:
         modality: Name, in upper or lower case, or code.
         own: Names of a bundle, which come before the public ones.
+        where: What has this modality, for the message.
 
     Raises:
         RequestError: No such name.
@@ -36,8 +37,9 @@ def modality_code(modality: str | int, own: Mapping[str, int] | None = None) -> 
         return names[text]
     if text.isdecimal() and int(text) < 128:  # the published networks embed 128 classes
         return int(text)
+    said = f"{where}: unknown" if where else "Unknown"
     raise RequestError(
-        f"Unknown modality {modality!r}.{did_you_mean(text, names)} Give a name such as ct or mri_t1, or a code 0–127."
+        f"{said} modality {modality!r}.{did_you_mean(text, names)} Give a name such as ct or mri_t1, or a code 0–127."
     )
 
 

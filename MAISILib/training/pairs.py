@@ -52,12 +52,11 @@ def find_pairs(folder: Path) -> tuple[list[Pair], list[str]]:
         FileFormatError: There is no image at all.
     """
     if (folder / "imagesTr").is_dir():
-        images = _files(folder / "imagesTr")
-        labels = {core_name(path): path for path in _files(folder / "labelsTr")}
+        images, found = _files(folder / "imagesTr"), _files(folder / "labelsTr")
     else:
-        files = _files(folder)
-        images = [path for path in files if not _is_label(path)]
-        labels = {core_name(path): path for path in files if _is_label(path)}
+        images = [path for path in _files(folder) if not _is_label(path)]
+        found = [path for path in _files(folder) if _is_label(path)]
+    labels, problems = _by_name(found)
     stems = {_stem(path) for path in images}
     images = [path for path in images if not _is_further_channel(path, stems)]
     if not images:
@@ -70,7 +69,16 @@ def find_pairs(folder: Path) -> tuple[list[Pair], list[str]]:
         for p in sorted(images, key=_natural)
     ]
     alone = sorted(labels.keys() - {pair.name for pair in pairs})
-    return pairs, [f"{labels[name]} has no image beside it." for name in alone]
+    return pairs, problems + [f"{labels[name]} has no image." for name in alone]
+
+
+def _by_name(labels: list[Path]) -> tuple[dict[str, Path], list[str]]:
+    first: dict[str, Path] = {}
+    problems = []
+    for path in sorted(labels, key=_natural):
+        if first.setdefault(core_name(path), path) is not path:
+            problems.append(f"{path} and {first[core_name(path)].name} are segmentations of one image; keep one.")
+    return first, problems
 
 
 def _files(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import threading
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,8 @@ _AFFINE_PROBABILITY, _ROTATION, _SCALE, _SHEAR = 0.3, np.pi / 12, 0.1, 0.05
 #: A patch is cut with this part more on each side before it is turned, so that its corners are not empty.
 _MARGIN = 0.2
 _FLIP_PROBABILITY = 0.5
-_MR_PROBABILITY = 0.3
+#: MR: how often each kind of change; ringing as the part of k-space that is lost (1 would be all of it).
+_MR_PROBABILITY, _RINGING = 0.3, (0.0, 0.5)
 #: A labelled voxel is looked for by drawing voxels; after so many in vain all of them are listed.
 _DRAWS = 1000
 
@@ -95,7 +97,8 @@ class Transforms:
     def __call__(self, prepared: PreparedImage, rng: random.Random) -> Result:
         """Image ``(1, X, Y, Z)`` float32, label uint8 of the same shape, and the voxel size in mm."""
         data = self._patch(prepared, rng) if self._training else _whole(prepared)
-        with self._turn:
+        with self._turn, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MONAI's on patches of nothing but air, and on its own speed
             compose = self._compose(prepared.is_ct, "label" in data)
             compose.set_random_state(seed=rng.getrandbits(32))
             data: Any = compose(data)
@@ -148,7 +151,7 @@ def training_transforms(
         if not is_ct:
             transforms += [
                 RandBiasFieldd("image", prob=_MR_PROBABILITY, coeff_range=(0.0, 0.3)),
-                RandGibbsNoised("image", prob=_MR_PROBABILITY, alpha=(0.5, 1.0)),
+                RandGibbsNoised("image", prob=_MR_PROBABILITY, alpha=_RINGING),
                 RandAdjustContrastd("image", prob=_MR_PROBABILITY, gamma=(0.5, 2.0)),
                 RandHistogramShiftd("image", prob=_MR_PROBABILITY, num_control_points=10),
             ]
