@@ -142,7 +142,9 @@ def _header(path: Path, file: BinaryIO) -> dict[str, Any]:
     if not file.read(4).startswith(b"NRRD"):
         raise FileFormatError(f"{path} is not a NRRD file: it does not begin with 'NRRD'.")
     file.seek(0)
-    return dict(nrrd.read_header(file))
+    # Slicer writes names of segments in UTF-8; pynrrd would drop what is not ASCII. Line by line, so that the file then
+    # stands behind the header.
+    return dict(nrrd.read_header(line.decode("utf-8", "replace") for line in iter(file.readline, b"")))
 
 
 def _axes(header: dict[str, Any], count: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
