@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -109,6 +110,10 @@ class JobFolder:
             message = str(error)
             _quietly(lambda: self.log(message))
             raise
+        except Exception:
+            trace = traceback.format_exc()
+            _quietly(lambda: self.log(trace))
+            raise
         finally:
             _quietly(lambda: self.set_state(end))
             (self.folder / PID_NAME).unlink(missing_ok=True)
@@ -120,7 +125,7 @@ def read_events(folder: Path) -> list[Event]:
     if not path.is_file():
         return []
     events = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             events.append(Event(**json.loads(line)))
         except (ValueError, TypeError):
@@ -139,12 +144,24 @@ def read_state(folder: Path) -> State | None:
     return state  # type: ignore[return-value]
 
 
+def runs_elsewhere(folder: Path) -> bool:
+    """Whether another process is at work on a job."""
+    if read_state(folder) != "running":
+        return False
+    # A container that was started again may give us the number that a killed predecessor had.
+    return (folder / PID_NAME).read_text(encoding="utf-8").strip() != str(os.getpid())
+
+
 def _is_alive(path: Path) -> bool:
     import psutil
 
     try:
-        return psutil.pid_exists(int(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        process = psutil.Process(int(path.read_text(encoding="utf-8")))
+        # Numbers are given again, after a restart of the machine above all: a process that is younger than the file is
+        # another one. A minute is for clocks that were set in between.
+        is_another = process.create_time() > path.stat().st_mtime + 60
+        return not is_another and process.status() != psutil.STATUS_ZOMBIE
+    except (OSError, ValueError, psutil.Error):
         return False
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ class Checkpoint:
         first_losses: Losses of the first steps.
         scaler: State of the float16 gradient scaler.
         torch_rng: PyTorch's random state on the CPU.
+        figures: Of the last validation.
     """
 
     identity: dict[str, Any]
@@ -80,6 +82,7 @@ class Checkpoint:
     first_losses: list[float]
     scaler: dict[str, Any] | None
     torch_rng: torch.Tensor
+    figures: dict[str, float] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Replaces the file as a whole.
@@ -87,13 +90,13 @@ class Checkpoint:
         Raises:
             OutputError: It cannot be written; an older one stays as it was.
         """
-        state = {field.name: getattr(self, field.name) for field in fields(self)}
+        state = {f.name: getattr(self, f.name) for f in fields(self)}
         state |= {"format": _FORMAT, "identity": json.dumps(self.identity, sort_keys=True)}
         with atomic_path(path) as temporary:
             try:
                 torch.save(state, temporary)
             except RuntimeError as error:  # PyTorch's writer reports a full disk this way
-                raise OSError(28, str(error)) from error
+                raise OSError(errno.ENOSPC, str(error)) from error
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -109,8 +112,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if state.pop("format") != _FORMAT:
             raise ValueError("it has another format")
         return Checkpoint(**{**state, "identity": json.loads(state["identity"])})
-    except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
-        raise TrainingError(f"{path} is no checkpoint of this program ({error}). Start the run anew.") from None
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be read ({error.strerror or error}).") from None
+    except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError):
+        # PyTorch's own message advises to load the file unsafely.
+        raise TrainingError(
+            f"{path} is no checkpoint of this program, or a damaged one; nothing in it was executed. Start anew."
+        ) from None
 
 
 def check_same_run(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:

@@ -86,6 +86,12 @@ class Processes:
 
         return gather_object(things)
 
+    def means_lost(self, error: Exception) -> bool:
+        """Whether an error says that another process of the run is gone."""
+        if self.count == 1:
+            return False
+        return isinstance(error, torch.distributed.DistError) or "peer" in str(error) or "gloo" in str(error)
+
     def anyone(self, claim: bool) -> bool:
         """Whether any process says so: all of them must take the same way."""
         if self.count == 1:

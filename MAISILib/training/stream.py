@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from MAISILib.errors import TrainingError
 from MAISILib.training.task import Task, Tensors
 
 
@@ -77,8 +78,17 @@ class ItemStream:
         items = [
             self._task.load_item(i, random.Random(f"{self._seed}/{p}")) for i, p in zip(indices, positions, strict=True)
         ]
-        stacked = {name: torch.stack([item[name] for item in items]) for name in items[0]}
-        return Batch([self._task.item_name(i) for i in indices], stacked)
+        names = [self._task.item_name(i) for i in indices]
+        shapes = [{key: tuple(tensor.shape) for key, tensor in item.items()} for item in items]
+        for name, shape in zip(names, shapes, strict=True):
+            unlike = [key for key in shape.keys() | shapes[0].keys() if shape.get(key) != shapes[0].get(key)]
+            if unlike:
+                key = sorted(unlike)[0]
+                raise TrainingError(
+                    f"{names[0]} and {name} cannot share a batch: {key} is {shapes[0].get(key)} and {shape.get(key)}. "
+                    "Bring all items to one size, or set batch to 1 in the recipe (accumulate makes up for it)."
+                )
+        return Batch(names, {key: torch.stack([item[key] for item in items]) for key in items[0]})
 
     def _item_at(self, position: int) -> int:
         epoch, place = divmod(position, self._task.item_count())

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from MAISILib.errors import Cancelled, TrainingError
+from MAISILib.errors import Cancelled, OutOfMemory, TrainingError, means_out_of_memory
 from MAISILib.generation.progress import CancelToken
-from MAISILib.jobs.folder import Event, JobFolder, OnEvent
+from MAISILib.jobs.folder import Event, JobFolder, OnEvent, runs_elsewhere
 from MAISILib.training.checkpoint import Checkpoint, MovingAverage, check_same_run, read_checkpoint
 from MAISILib.training.loss_watch import LossWatch
 from MAISILib.training.processes import Processes
@@ -36,9 +36,13 @@ class _Trainee(nn.Module):
         self.networks = nn.ModuleDict(task.networks)
         self._losses = task.losses
 
-    def forward(self, phase: str, batch: Tensors) -> Tensors:
-        """Losses per sample in float32."""
-        return {name: value.float() for name, value in self._losses(phase, batch).items()}
+    def forward(self, phase: str, batch: Batch) -> Tensors:
+        """Losses per sample in float32.
+
+        The batch comes as an object because data-parallel training copies dictionaries on GPUs, and a later phase must
+        see what an earlier one has left in the tensors of its batch.
+        """
+        return {name: value.float() for name, value in self._losses(phase, batch.tensors).items()}
 
 
 class Trainer:
@@ -85,6 +89,7 @@ class Trainer:
         self.step, self.position, self.seconds = 0, 0, 0.0
         self._best: float | None = None
         self._since_best = 0
+        self._figures: dict[str, float] = {}
         saved = self._saved(resume)
         accelerator = self._processes.accelerator
         optimizers = [self._optimizer(phase) for phase in task.phases]
@@ -104,45 +109,69 @@ class Trainer:
         """Trains to the recipe's last step and returns the figures of the last validation.
 
         Raises:
-            TrainingError: The loss is not finite (the message names the batch) or has diverged.
+            TrainingError: The loss or its gradient is not finite (the message names the batch), the loss has diverged,
+                or another process of the run is gone.
             Cancelled: Asked by ``cancel``; the checkpoint holds the run as it is.
+            OutOfMemory: A step needs more than there is.
             OutputError: The disk is full. In every case the last checkpoint stays.
         """
-        recipe, figures = self._recipe, {}
+        recipe = self._recipe
         saved_at = ticked = time.monotonic()
         with (
             self._job.running() if self._job else nullcontext(),
+            self._explained(),
             self._board() as board,
             closing(self._stream.batches(self.position)) as batches,
         ):
             if self._job:
                 self._job.write_request({"train": recipe.model_dump(mode="json")})
-            while self.step < recipe.steps:
+            while self.step < recipe.steps and not self._is_out_of_patience:
                 metrics = self._train_step(next(batches))
                 now = time.monotonic()
                 self.seconds, ticked = self.seconds + now - ticked, now
                 self._report(metrics, board)
                 due = recipe.validate_every and self.step % recipe.validate_every == 0
                 if (due or self.step == recipe.steps) and self._task.validation_count():
-                    figures = self._validate(board)
-                    if recipe.patience and self._since_best >= recipe.patience:
-                        self._tell(
-                            Event(self._task.name, self.step, recipe.steps, "no better any more: stopping early")
-                        )
-                        break
-                stopping = self._processes.anyone(self._cancel.cancelled)
-                if self._processes.anyone(stopping or now - saved_at > recipe.save_minutes * 60):
+                    self._figures = self._validate(board)
+                if self._processes.anyone(self._cancel.cancelled):
                     self._save(CHECKPOINT_NAME)
-                    saved_at = time.monotonic()
-                if stopping:
                     raise Cancelled(f"Stopped at step {self.step}. The same command with --resume goes on.")
+                if self._processes.anyone(now - saved_at > recipe.save_minutes * 60):
+                    # While the loss is running away, the last good checkpoint stays.
+                    if not self._watch.is_doubtful:
+                        self._save(CHECKPOINT_NAME)
+                    saved_at = time.monotonic()
+            if self._is_out_of_patience:
+                self._tell(Event(self._task.name, self.step, recipe.steps, "no better any more: stopping early"))
             self._save(CHECKPOINT_NAME)
-        return figures
+        return self._figures
+
+    @property
+    def _is_out_of_patience(self) -> bool:
+        return self._recipe.patience is not None and self._since_best >= self._recipe.patience
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Says in our words what PyTorch says in its own."""
+        try:
+            yield
+        except Exception as error:
+            if means_out_of_memory(error):
+                raise OutOfMemory(
+                    f"Step {self.step} of {self._folder} does not fit into the memory of {self._processes.device}. Set "
+                    "checkpoint_activations in the recipe, or a smaller batch (with accumulate) or smaller patches."
+                ) from error
+            if self._processes.means_lost(error):
+                raise TrainingError(
+                    f"Another process of {self._folder} is gone, after step {self.step}. Its own output says why. The "
+                    "same command with --resume goes on from the last checkpoint."
+                ) from error
+            raise
 
     def _train_step(self, batches: list[Batch]) -> dict[str, float]:
         """One step of every phase's optimiser on the same batches; gradients are means over all of them."""
         accelerator, device = self._processes.accelerator, self._processes.device
-        tensors = [{name: value.to(device) for name, value in batch.tensors.items()} for batch in batches]
+        batches = [Batch(b.names, {name: value.to(device) for name, value in b.tensors.items()}) for b in batches]
         metrics: dict[str, float] = {}
         for phase, optimizer in self._optimizers.items():
             for name, network in self._task.networks.items():
@@ -151,16 +180,19 @@ class Trainer:
                 group["lr"] = self._recipe.rate_at(self.step, self.position / self._task.item_count())
             optimizer.zero_grad()
             sums: Tensors = {}
-            for batch in tensors:
-                with nullcontext() if batch is tensors[-1] else accelerator.no_sync(self._trainee):
+            for batch in batches:
+                with nullcontext() if batch is batches[-1] else accelerator.no_sync(self._trainee):
                     losses = self._trainee(phase, batch)
-                    accelerator.backward(losses["loss"].mean() / len(tensors))
+                    accelerator.backward(losses["loss"].mean() / len(batches))
                 for name, value in losses.items():
-                    sums[name] = sums.get(name, 0) + value.detach().mean() / len(tensors)
+                    sums[name] = sums.get(name, 0) + value.detach().mean() / len(batches)
             own = {name if len(self._optimizers) == 1 else f"{phase} {name}": value for name, value in sums.items()}
             metrics |= self._checked(own, batches)
-            if self._recipe.clip is not None:
-                accelerator.clip_grad_norm_(optimizer.param_groups[0]["params"], self._recipe.clip)
+            most = float("inf") if self._recipe.clip is None else self._recipe.clip
+            norm = accelerator.clip_grad_norm_(optimizer.param_groups[0]["params"], most)
+            # The scaler of float16 skips such a step by itself and goes on with a smaller scale.
+            if accelerator.scaler is None and not _finite([float(norm)]):
+                raise self._spoiled(f"a gradient of norm {float(norm)}", [name for b in batches for name in b.names])
             optimizer.step()
         for name, network in self._task.networks.items():
             self.averages[name].update(network)
@@ -174,10 +206,13 @@ class Trainer:
         if _finite(means.values()):
             return means
         mine = [] if _finite(float(v) for v in metrics.values()) else [name for b in batches for name in b.names]
-        names = ", ".join(self._processes.everyone(mine))
-        raise TrainingError(
-            f"Step {self.step} of {self._folder} gave {means} on {names}. Look at these images, or lower the rate. The "
-            "last checkpoint is kept: --resume goes on from it."
+        raise self._spoiled(", ".join(f"{name} {value:.4g}" for name, value in means.items()), mine)
+
+    def _spoiled(self, what: str, names: list[str]) -> TrainingError:
+        """The error of a step whose outcome is not finite, and the items that all processes took it on."""
+        return TrainingError(
+            f"Step {self.step} of {self._folder} gave {what} on {', '.join(self._processes.everyone(names))}. Look at "
+            "these images, or lower the rate. The last checkpoint is kept: --resume goes on from it."
         )
 
     # What the outside hears
@@ -202,7 +237,8 @@ class Trainer:
             try:
                 from torch.utils.tensorboard.writer import SummaryWriter
 
-                writer = SummaryWriter(str(self._folder / "tensorboard"), purge_step=self.step or None)
+                # Steps of a broken run that no checkpoint remembers are told again.
+                writer = SummaryWriter(str(self._folder / "tensorboard"), purge_step=self.step + 1)
             except ImportError:
                 pass
         try:
@@ -216,7 +252,8 @@ class Trainer:
     def _validate(self, board: Any) -> dict[str, float]:
         """Figures with the averaged weights; each process takes its share of the held-out items."""
         mine = range(self._processes.index, self._task.validation_count(), self._processes.count)
-        with self._averaged() as networks, torch.inference_mode():
+        # Not inference_mode: what a task keeps from here (a frozen network on its device) must serve training, too.
+        with self._averaged() as networks, torch.no_grad():
             figures = self._processes.means_of(self._task.validate_item(i, networks) for i in mine)
             files = self._on_validation(self.step, networks, self._folder) if self._job else []
         message = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
@@ -271,6 +308,8 @@ class Trainer:
 
     def _saved(self, resume: bool) -> Checkpoint | None:
         path = self._folder / CHECKPOINT_NAME
+        if self._processes.is_first and runs_elsewhere(self._folder):
+            raise TrainingError(f"{self._folder} is being trained by another process. Stop that one, or wait for it.")
         if not path.exists():
             return None
         if not resume:
@@ -289,12 +328,13 @@ class Trainer:
         if scaler is not None and saved.scaler is not None:
             scaler.load_state_dict(saved.scaler)
         self.step, self.position, self.seconds = saved.step, saved.position, saved.seconds
-        self._best, self._since_best, self._watch.first = saved.best, saved.since_best, list(saved.first_losses)
+        self._best, self._since_best, self._figures = saved.best, saved.since_best, saved.figures
+        self._watch.first = list(saved.first_losses)
         torch.set_rng_state(saved.torch_rng)
 
     def _save(self, name: str) -> None:
-        """Writes the run as it is, unless the loss is running away: then the last good checkpoint stays."""
-        if self._job is None or self._watch.is_doubtful:
+        """Writes the run as it is, in the first process."""
+        if self._job is None:
             return
         scaler = self._processes.accelerator.scaler
         Checkpoint(
@@ -310,6 +350,7 @@ class Trainer:
             first_losses=self._watch.first,
             scaler=scaler.state_dict() if scaler is not None else None,
             torch_rng=torch.get_rng_state(),
+            figures=self._figures,
         ).write(self._folder / name)
 
 
