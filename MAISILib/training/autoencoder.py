@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from MAISILib.anatomy.labels import default_table
+from MAISILib.bundles.bundle import open_bundle
 from MAISILib.bundles.networks import build_network, compression_factor
 from MAISILib.training.activation_checkpointing import checkpoint_activations
+from MAISILib.training.datalist import Datalist
 from MAISILib.training.images import ImageDataset
 from MAISILib.training.linear_start import measure_code, start_as_linear_code
 from MAISILib.training.recipes import AutoencoderRecipe
@@ -134,6 +137,13 @@ class AutoencoderTask:
         inside = torch.ones_like(image) if sample.label is None else sample.label[None].to(device)
         error = (output.clamp(0, 1) - image)[inside > 0]
         return {"psnr_db": -10 * math.log10(float((error**2).mean())), "mae": float(error.abs().mean())}
+
+
+def autoencoder_task(recipe: AutoencoderRecipe, data: Datalist) -> tuple[AutoencoderTask, float | None]:
+    """The task for a datalist; an autoencoder has no scale factor."""
+    table = open_bundle(recipe.labels_of).labels if recipe.labels_of else default_table()
+    training = ImageDataset(data.training, recipe.data, table, training=True)
+    return AutoencoderTask(recipe, training, ImageDataset(data.validation, recipe.data, table, training=False)), None
 
 
 def kl_divergence(mean: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ shall be as right as the first.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from MAISILib.anatomy.labels import LabelTable
+from MAISILib.bundles.bundle import open_bundle
 from MAISILib.bundles.networks import build_network
 from MAISILib.bundles.weights import check_weights, fit_published
 from MAISILib.diffusion.networks import control_residuals, embed_mask, predict
@@ -25,22 +26,25 @@ from MAISILib.training.activation_checkpointing import checkpoint_activations
 from MAISILib.training.denoising import (
     as_body,
     at_latent_voxels,
+    box_of,
     check_conditions,
     condition_inputs,
     diffusion_item,
     labels_of,
     labels_to_forget,
+    make_schedule,
     mask_bits,
     prediction_target,
     relabelled,
     validation_batches,
     weighted_mean,
 )
+from MAISILib.training.latents import LatentDataset
 from MAISILib.training.recipes import ControlNetRecipe
 from MAISILib.training.task import Tensors
 
 if TYPE_CHECKING:
-    from MAISILib.training.latents import LatentDataset
+    from MAISILib.training.datalist import DataItem, Datalist
 
 #: Latent voxels by which a lesion's region grows before the rest counts as its surroundings: a latent voxel is decoded
 #: together with its neighbours, and those of a lesion show its rim.
@@ -108,6 +112,9 @@ class ControlNetTask:
         """
         recipe, name = self._recipe, self.item_name(index)
         sample = self._training.load(index, rng)
+        labels_of(sample, name)
+        if recipe.crop is not None and rng.random() < recipe.crop.probability:
+            sample = box_of(sample, recipe.crop.size, rng, [*recipe.weighted_labels, *recipe.contrastive_labels])
         labels = labels_of(sample, name)
         item = diffusion_item(sample, self.schedule, rng, recipe.air_weight)
         if rng.random() < recipe.modality_dropout:
@@ -196,6 +203,42 @@ class ControlNetTask:
             if batch["region"].any():
                 rows.setdefault("region_loss", []).append(weighted_mean(error, batch["region"]))
         return {figure: float(torch.stack(values).mean()) for figure, values in rows.items()}
+
+
+def controlnet_task(recipe: ControlNetRecipe, data: Datalist) -> tuple[ControlNetTask, float]:
+    """The task for a datalist of latents, and their scale factor; UNet, labels and start come from ``init_from``.
+
+    Raises:
+        TrainingError: The recipe names no bundle, or one without a ControlNet and no definition.
+        FileFormatError: Latents from another autoencoder than the bundle's.
+    """
+    if recipe.init_from is None:
+        raise TrainingError("A ControlNet learns beside a UNet: name the bundle that has it in the recipe's init_from.")
+    bundle = open_bundle(recipe.init_from)
+    own = bundle.manifest.networks.get("controlnet")
+    definition = recipe.definition or (own.definition if own else None)
+    if definition is None:
+        raise TrainingError(f"Bundle '{bundle.name}' has no ControlNet; give a definition in the recipe.")
+    initial = bundle.load("controlnet").state_dict() if own and own.definition == definition else None
+    sha256, scale = bundle.weights_sha256()["autoencoder"], bundle.scale_factor()
+
+    def latents(items: Sequence[DataItem], sample: bool) -> LatentDataset:
+        return LatentDataset(
+            items, autoencoder_sha256=sha256, scale_factor=scale, sample=sample, table=bundle.labels,
+            modalities=bundle.manifest.modality,
+        )  # fmt: skip
+
+    task = ControlNetTask(
+        recipe,
+        bundle.load("diffusion"),
+        definition,
+        make_schedule(bundle.manifest.schedule.model_dump()),
+        latents(data.training, recipe.sample_posterior),
+        latents(data.validation, False),
+        bundle.labels,
+        initial,
+    )
+    return task, scale
 
 
 def _on_latent(labels: np.ndarray, wanted: list[int] | dict[int, int], latent: torch.Tensor) -> torch.Tensor:

@@ -69,16 +69,21 @@ def diffusion_item(sample: LatentSample, schedule: Schedule, rng: random.Random,
     return item
 
 
-def box_of(sample: LatentSample, size: tuple[int, int, int], rng: random.Random) -> LatentSample:
+def box_of(
+    sample: LatentSample, size: tuple[int, int, int], rng: random.Random, around: Collection[int] = ()
+) -> LatentSample:
     """A box of a latent, with its part of the label map, that holds a latent voxel of the body drawn at random.
 
-    Without a label map, or with an empty one, it lies anywhere. Axes shorter than the box are taken whole.
+    Where the labels ``around`` are there, it holds a voxel of theirs. Without a label map, or with an empty one, it
+    lies anywhere. Axes shorter than the box are taken whole.
     """
     shape = sample.latent.shape[1:]
     size = tuple(min(n, s) for n, s in zip(shape, size, strict=True))  # type: ignore[assignment]
     held = [rng.randrange(n) for n in shape]
     if sample.label is not None:
-        body = at_latent_voxels(sample.label > 0, sample.latent.shape)[0].nonzero()
+        wanted = torch.isin(sample.label, torch.tensor([*around], dtype=sample.label.dtype))
+        inside = wanted if bool(wanted.any()) else sample.label > 0
+        body = at_latent_voxels(inside, sample.latent.shape)[0].nonzero()
         held = body[rng.randrange(len(body))].tolist() if len(body) else held
     starts = [min(max(0, h - rng.randrange(s)), n - s) for h, s, n in zip(held, size, shape, strict=True)]
     cut = tuple(slice(a, a + s) for a, s in zip(starts, size, strict=True))

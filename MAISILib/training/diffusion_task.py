@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from MAISILib.bundles.bundle import open_bundle
 from MAISILib.bundles.networks import build_network
 from MAISILib.diffusion.networks import control_residuals, embed_mask, predict
 from MAISILib.training.activation_checkpointing import checkpoint_activations
@@ -34,6 +35,7 @@ from MAISILib.training.recipes import DiffusionRecipe
 from MAISILib.training.task import Tensors
 
 if TYPE_CHECKING:
+    from MAISILib.training.datalist import Datalist
     from MAISILib.training.latents import LatentDataset
 
 
@@ -127,3 +129,21 @@ class DiffusionTask:
         batches = validation_batches(item, self.schedule, device)
         values = [weighted_mean(self._error(networks, batch).abs(), batch["weight"]) for batch in batches]
         return {"loss": float(torch.stack(values).mean())}
+
+
+def diffusion_task(recipe: DiffusionRecipe, data: Datalist) -> tuple[DiffusionTask, float]:
+    """The task for a datalist of latents, and their scale factor. It starts from the networks of ``init_from``."""
+    from MAISILib.training.latents import LatentDataset, latent_scale_factor
+
+    training = LatentDataset(data.training, sample=recipe.sample_posterior)
+    scale = recipe.scale_factor or latent_scale_factor(training)
+    validation = LatentDataset(data.validation, sample=False, autoencoder_sha256=training.autoencoder_sha256)
+    initial = {}
+    if recipe.init_from is not None:
+        bundle = open_bundle(recipe.init_from)
+        initial = {
+            name: bundle.load(name).state_dict()
+            for name in ("diffusion", "controlnet")
+            if name in bundle.manifest.networks
+        }
+    return DiffusionTask(recipe, training.scaled(scale), validation.scaled(scale), initial), scale

@@ -177,6 +177,7 @@ class ControlNetRecipe(Recipe):
 
     Attributes:
         definition: The ControlNet; ``None`` takes the one of the bundle in ``init_from``.
+        crop: Learn from boxes of the latents, as for the UNet.
         weighted_labels: Labels whose latent voxels count ``weighted_loss`` times.
         weighted_loss: Published: 100.
         contrastive_weight: λ of the region-specific contrastive loss; 0 leaves it out.
@@ -192,6 +193,7 @@ class ControlNetRecipe(Recipe):
 
     network: Literal["controlnet"] = "controlnet"
     definition: dict[str, Any] | None = None
+    crop: LatentCrop | None = None
     weighted_labels: list[int] = []
     weighted_loss: Positive = 100.0
     contrastive_weight: Annotated[float, Field(ge=0)] = 0.0
@@ -203,6 +205,7 @@ class ControlNetRecipe(Recipe):
     loss: Literal["l1", "l2"] = "l1"
     air_weight: Part = 1.0
     sample_posterior: bool = True
+    batch: Count = 1
     optimizer: Literal["adam", "adamw"] = "adamw"
     rate: Positive = 1e-5
     rate_schedule: Literal["constant", "polynomial", "cosine", "epochs"] = "polynomial"
@@ -217,21 +220,30 @@ def read_recipe(path: Path, kind: type[AnyRecipe]) -> AnyRecipe:
     Raises:
         TrainingError: Not there, not JSON, for another network, or a field that does not fit.
     """
+    return parse_recipe(read_json(path), kind, str(path))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        TrainingError: Not there, or no JSON object.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise TrainingError(f"{path}: the recipe cannot be read ({error}). Give a JSON file.") from None
-    return parse_recipe(data, kind, str(path))
+    if not isinstance(data, dict):
+        raise TrainingError(f"{path}: a recipe is a JSON object; this is a {type(data).__name__}.")
+    return data
 
 
-def parse_recipe(data: Any, kind: type[AnyRecipe], where: str) -> AnyRecipe:
+def parse_recipe(data: dict[str, Any], kind: type[AnyRecipe], where: str) -> AnyRecipe:
     """Checks a recipe that is already in memory; ``where`` names it in messages.
 
     Raises:
         TrainingError: As :func:`read_recipe`.
     """
-    if not isinstance(data, dict):
-        raise TrainingError(f"{where}: a recipe is a JSON object; this is a {type(data).__name__}.")
     try:
         return kind.model_validate(data)
     except ValidationError as error:

@@ -7,16 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from MAISILib.anatomy.labels import LabelTable, default_table
-from MAISILib.bundles.bundle import Bundle, open_bundle
 from MAISILib.bundles.weights import save_safetensors
 from MAISILib.errors import TrainingError, did_you_mean
 from MAISILib.generation.progress import CancelToken
 from MAISILib.jobs.folder import OnEvent
-from MAISILib.training.autoencoder import AutoencoderTask
+from MAISILib.training.autoencoder import autoencoder_task
+from MAISILib.training.controlnet_task import controlnet_task
 from MAISILib.training.datalist import Datalist, read_datalist
-from MAISILib.training.images import ImageDataset
-from MAISILib.training.recipes import AutoencoderRecipe, DiffusionRecipe, Recipe, read_recipe
+from MAISILib.training.diffusion_task import diffusion_task
+from MAISILib.training.mask_autoencoder_task import mask_autoencoder_task
+from MAISILib.training.mask_diffusion_task import mask_diffusion_task
+from MAISILib.training.mask_recipes import MaskAutoencoderRecipe, MaskDiffusionRecipe
+from MAISILib.training.recipes import (
+    AutoencoderRecipe,
+    ControlNetRecipe,
+    DiffusionRecipe,
+    Recipe,
+    read_json,
+    read_recipe,
+)
 from MAISILib.training.task import Task
 from MAISILib.training.trainer import Trainer
 
@@ -67,7 +76,7 @@ def start_training(
     """Trains one kind of network.
 
     Args:
-        kind: One of :data:`KINDS`.
+        kind: One of :data:`KINDS`, or ``mask-generator`` for the kind that the recipe's ``network`` names.
         recipe: JSON file.
         data: Data list, or folder of pairs; images for autoencoders, latents for diffusion.
         out: Run folder.
@@ -82,9 +91,7 @@ def start_training(
     Raises:
         TrainingError: Recipe or data do not fit, or the training failed.
     """
-    if kind not in KINDS:
-        raise TrainingError(f"Unknown training {kind!r}; there are {', '.join(KINDS)}.{did_you_mean(kind, KINDS)}")
-    recipe_kind, make_task = KINDS[kind]
+    recipe_kind, make_task = KINDS[_kind(kind, recipe)]
     asked = read_recipe(recipe, recipe_kind)
     items = read_datalist(data, fold=fold, skip_bad=skip_bad, on_skip=on_skip)
     task, scale_factor = make_task(asked, items)
@@ -103,39 +110,21 @@ def run_task(task: Task, recipe: Recipe, out: Path, scale_factor: float | None, 
     return Outcome(out, trainer.step, trainer.seconds, figures, weights)
 
 
-def table_of(recipe: AutoencoderRecipe) -> LabelTable:
-    """The label table that a recipe names: a bundle's, or the public one."""
-    return open_bundle(recipe.labels_of).labels if recipe.labels_of else default_table()
+def _kind(named: str, recipe: Path) -> str:
+    """The kind of training; a mask generator is two networks, and the recipe says which."""
+    if named == "mask-generator":
+        named = str(read_json(recipe).get("network"))
+    if named not in KINDS:
+        known = [*KINDS, "mask-generator"]
+        raise TrainingError(f"Unknown training {named!r}; there are {', '.join(known)}.{did_you_mean(named, known)}")
+    return named
 
 
-def initial_weights(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Weights to start from, by network: those of the bundle that ``init_from`` names."""
-    if recipe.init_from is None:
-        return {}
-    bundle: Bundle = open_bundle(recipe.init_from)
-    return {name: bundle.load(name).state_dict() for name in bundle.manifest.networks}
-
-
-def _autoencoder_task(recipe: AutoencoderRecipe, data: Datalist) -> tuple[Task, float | None]:
-    table = table_of(recipe)
-    training = ImageDataset(data.training, recipe.data, table, training=True)
-    validation = ImageDataset(data.validation, recipe.data, table, training=False)
-    return AutoencoderTask(recipe, training, validation), None
-
-
-def _diffusion_task(recipe: DiffusionRecipe, data: Datalist) -> tuple[Task, float | None]:
-    from MAISILib.training.diffusion_task import DiffusionTask
-    from MAISILib.training.latents import LatentDataset, latent_scale_factor
-
-    training = LatentDataset(data.training, sample=recipe.sample_posterior)
-    scale = recipe.scale_factor or latent_scale_factor(training)
-    training = training.scaled(scale)
-    validation = LatentDataset(data.validation, sample=False).scaled(scale)
-    return DiffusionTask(recipe, training, validation, initial_weights(recipe)), scale
-
-
-#: Kind of training → its recipe, and what makes its task.
+#: Kind of training → its recipe, and what makes its task (and the latents' scale factor) from a recipe and data.
 KINDS: dict[str, tuple[type[Recipe], Callable[[Any, Datalist], tuple[Task, float | None]]]] = {
-    "autoencoder": (AutoencoderRecipe, _autoencoder_task),
-    "diffusion": (DiffusionRecipe, _diffusion_task),
+    "autoencoder": (AutoencoderRecipe, autoencoder_task),
+    "diffusion": (DiffusionRecipe, diffusion_task),
+    "controlnet": (ControlNetRecipe, controlnet_task),
+    "mask-autoencoder": (MaskAutoencoderRecipe, mask_autoencoder_task),
+    "mask-diffusion": (MaskDiffusionRecipe, mask_diffusion_task),
 }
