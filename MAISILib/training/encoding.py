@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from MAISILib.anatomy.grids import SPACING_TOLERANCE
 from MAISILib.errors import FileFormatError, MaskError, RequestError
 from MAISILib.files.checks import unreadable
 from MAISILib.generation.progress import CancelToken, OnProgress, Progress, silent
 from MAISILib.training.datalist import LATENTS_NAME, DataItem, Datalist, check_same_place, write_datalist
-from MAISILib.training.images import AIR_HU, centred, with_spacing
+from MAISILib.training.images import AIR_HU, centred
 from MAISILib.training.latent_files import SUFFIX, LatentHeader, is_latent, latent_grid, read_header, write_latent
 from MAISILib.training.mirroring import mirrored_image, mirrored_labels
 from MAISILib.training.modalities import is_ct, modality_code
@@ -63,9 +64,12 @@ class GridRule:
             extent = image.field_of_view
             x, y, z = self.spacing or (mm / n for mm, n in zip(extent, self.size, strict=True))
             return centred(image, self.size, (x, y, z))
-        if self.spacing is not None:
-            return self._filled(with_spacing(image, self.spacing))
-        if self.keep or self.step is None:
+        if self.spacing is not None and not np.allclose(self.spacing, image.spacing, rtol=SPACING_TOLERANCE):
+            step = self.step or 1
+            counts = (mm / s / step for mm, s in zip(image.field_of_view, self.spacing, strict=True))
+            x, y, z = (math.ceil(n - SPACING_TOLERANCE) * step for n in counts)
+            return centred(image, (x, y, z), self.spacing)
+        if self.keep or self.spacing is not None or self.step is None:
             return self._filled(image)
         x, y, z = (max(1, math.floor(n / self.step + 0.5)) * self.step for n in image.shape)
         return replace(self, size=(x, y, z)).of(image)
@@ -180,7 +184,8 @@ def encode_items(
     problems: list[str] = []
     for number, (item, is_mirrored, held_out) in enumerate(jobs):
         work.cancel.check()
-        on_progress(Progress("encode", number, len(jobs), item.name))
+        name = item.name + (MIRRORED_SUFFIX if is_mirrored else "")
+        on_progress(Progress("encode", number, len(jobs), name))
         try:
             entry, was_there = work.encode(item, is_mirrored)
         except (FileFormatError, MaskError, RequestError) as error:

@@ -64,8 +64,10 @@ def test_a_patch_around_the_body_holds_a_label() -> None:
 
 def test_an_image_smaller_than_the_patch_is_filled_with_air_around_it() -> None:
     label = np.ones((4, 8, 20), np.uint8)
-    for settings in ({}, {"crop": {"around": "body"}}):
-        patch, found, _ = transforms(**settings)(prepared(np.full((4, 8, 20), 1000, np.int16), label), random.Random(0))
+    for around in ("anything", "body"):
+        patch, found, _ = transforms(crop={"around": around})(
+            prepared(np.full((4, 8, 20), 1000, np.int16), label), random.Random(0)
+        )
         assert found is not None
         assert patch[0, :, 0, 0].tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
         assert found[0, :, 0, 0].tolist() == [0, 0, 1, 1, 1, 1, 0, 0]

@@ -1,0 +1,116 @@
+"""``maisi encode``: what it tells, what it refuses, and what a Ctrl-C leaves."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from MAISILib.files.nifti import write_labels, write_volume
+from MAISILib.training.latent_files import read_header
+from MAISILib.volumes import Grid, Volume
+from Testing.cli.conftest import Maisi
+from Testing.tiny_bundle import tiny_patient
+
+
+def write_pair(folder: Path, name: str, size: int = 16) -> None:
+    grid = Grid.axis_aligned((size, size, size), (4.0, 4.0, 4.0))
+    values = np.random.default_rng(len(name)).integers(-1000, 1000, grid.shape).astype(np.int16)
+    write_volume(Volume(values, grid.affine), folder / f"{name}_ct.nii.gz")
+    write_labels(tiny_patient(shape=grid.shape), folder / f"{name}_seg.nii.gz")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for name in ("p1", "p22"):
+        write_pair(tmp_path / "data", name)
+    return tmp_path / "data"
+
+
+def test_a_folder_is_encoded_once(maisi: Maisi, work: Path, tiny: Path, data: Path) -> None:
+    told = maisi("encode", "--bundle", tiny, "--data", data, "--out", "latents", "--mirrored", "--json")
+    assert told.code == 0, told
+    assert told.json["encoded"] == ["p1", "p1-mirrored", "p22", "p22-mirrored"]
+    assert (told.json["datalist"], told.json["skipped"]) == (str(Path("latents", "latents.json")), [])
+    assert "encode 1/4 p1-mirrored" in told.err
+    assert read_header(work / "latents" / "p1_emb.safetensors").image_shape == (16, 16, 16)
+    again = maisi("encode", "--bundle", tiny, "--data", data, "--out", "latents", "--mirrored")
+    assert again.code == 0
+    assert again.out.strip().endswith("latents.json: 0 encoded, 4 kept, 0 left out")
+
+
+def test_a_datalist_with_a_base_and_a_fold_is_encoded(maisi: Maisi, work: Path, tiny: Path, data: Path) -> None:
+    entries = [{"image": f"{name}_ct.nii.gz", "fold": fold} for fold, name in enumerate(("p1", "p22"))]
+    (work / "list.json").write_text(json.dumps({"training": entries}))
+    options = ["--base", data, "--fold", 1, "--size", 8, 8, 12, "--precision", "float32"]
+    told = maisi("encode", "--bundle", tiny, "--data", "list.json", "--out", "latents", *options)
+    assert told.code == 0, told
+    lists = json.loads((work / "latents" / "latents.json").read_text())
+    assert [[e["image"] for e in lists[part]] for part in ("training", "validation")] == [
+        ["p1_emb.safetensors"],
+        ["p22_emb.safetensors"],
+    ]
+    assert lists["training"][0]["dim"] == [8, 8, 12]
+    assert read_header(work / "latents" / "p1_emb.safetensors").precision == "float32"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--size 9 8 8", "needs multiples of 4"),
+        ("--size 8 8 8 --keep-voxels", "contradict"),
+        ("--spacing 0 1 1", "must be positive"),
+        ("--modality cr", "Unknown modality 'cr'"),
+        ("--device gpu", "Unknown device 'gpu'"),
+        ("--bundle tiiny", "no bundle 'tiiny'"),
+        ("--data gone.json", r"gone.json does not exist"),
+    ],
+)
+def test_senseless_options_are_refused(refused: Maisi, tiny: Path, data: Path, options: str, said: str) -> None:
+    told = refused("encode", "--bundle", tiny, "--data", data, "--out", "latents", *options.split())
+    assert said in told.err
+
+
+def test_bad_images_are_named_or_left_out(maisi: Maisi, refused: Maisi, tiny: Path, data: Path, work: Path) -> None:
+    (data / "p3_ct.nii.gz").write_bytes(b"no image")
+    write_pair(data, "p4", size=12)
+    (data / "p4_seg.nii.gz").write_bytes((data / "p1_seg.nii.gz").read_bytes())
+    told = refused("encode", "--bundle", tiny, "--data", data, "--out", "latents")
+    assert "2 of 4 entries" in told.err
+    assert "p3_ct.nii.gz cannot be read" in told.err
+    assert "p4_ct.nii.gz has 12×12×12 voxels" in told.err
+    told = maisi("encode", "--bundle", tiny, "--data", data, "--out", "latents", "--skip-bad", "--json")
+    assert told.code == 0
+    assert told.json["encoded"] == ["p1", "p22"]
+    assert [reason.split(":")[0] for reason in told.json["skipped"]] == ["p3", "p4"]
+    assert told.err.count("left out: ") == 2
+
+
+def test_ctrl_c_leaves_whole_latents_only(
+    start: Callable[..., subprocess.Popen[str]], maisi: Maisi, work: Path, tiny: Path, tmp_path: Path
+) -> None:
+    for number in range(8):
+        write_pair(tmp_path / "many", f"p{number}", size=32)
+    process = start("encode", "--bundle", tiny, "--data", tmp_path / "many", "--out", "latents")
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("encode 2/"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Cancelled" in err
+    left = {path.name for path in (work / "latents").iterdir()}
+    assert {"p0_emb.safetensors", "p1_emb.safetensors"} <= left
+    assert not {name for name in left if name.startswith(".") or name == "latents.json"}
+    for name in left:
+        if name.endswith(".safetensors"):
+            read_header(work / "latents" / name)
+    told = maisi("encode", "--bundle", tiny, "--data", tmp_path / "many", "--out", "latents", "--json")
+    assert {"p0", "p1"} <= set(told.json["kept"])
+    assert len(told.json["kept"]) + len(told.json["encoded"]) == 8
