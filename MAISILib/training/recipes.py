@@ -114,6 +114,12 @@ class AutoencoderRecipe(Recipe):
     linear_start: bool = False
     rate_schedule: Literal["constant", "polynomial", "cosine", "epochs"] = "epochs"
 
+    @model_validator(mode="after")
+    def _discriminator_sees_enough(self) -> AutoencoderRecipe:
+        if self.adversarial_weight > 0 and min(self.data.patch_size) < 32:
+            raise ValueError("the discriminator halves patches four times: give a patch_size of at least 32")
+        return self
+
 
 class LatentCrop(BaseModel):
     """Learning from boxes of latents that hold part of the body, which costs less than whole latents.
