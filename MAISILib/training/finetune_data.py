@@ -249,7 +249,8 @@ def _with_body(mask: LabelMap, image: Volume) -> LabelMap:
     # robust automated brain extraction, Human Brain Mapping 17, 2002, section "Estimation of basic image parameters").
     low, high = np.percentile(image.array, (2, 98))
     tissue = np.where(image.array > low + 0.1 * (high - low), TISSUE_HU + 300, TISSUE_HU - 300)
-    return add_body(mask, Volume(tissue.astype(np.float32), image.affine))
+    found = add_body(mask, Volume(tissue.astype(np.float32), image.affine))
+    return found.with_array(found.array, notes=(*mask.notes, "Body (label 200) added from where the image is bright."))
 
 
 def _check_focus(preparation: Preparation, arrays: Iterable[np.ndarray], where: str) -> None:
@@ -320,8 +321,9 @@ def _shown_part(content: Box, mask: LabelMap, preparation: Preparation, spacing:
         length = int(min(lengths[axis], room[axis]))
         middle = low + (lengths[axis] - length) // 2
         inner, outer = focus.first[axis], focus.last[axis]
-        if outer - inner + 1 <= length:  # as near to the patient's middle as shows all of the focus label
-            start = min(max(middle, outer - length + 1), inner)
+        around = (length - (outer - inner + 1)) // 4  # a lesion is learned with what lies around it
+        if around >= 0:  # as near to the patient's middle as shows all of this
+            start = min(max(middle, outer + around - length + 1), inner - around)
         else:
             start = (inner + outer + 1 - length) // 2
         start = min(max(start, low), high - length + 1)
