@@ -113,8 +113,9 @@ class Transforms:
     def _compose(self, is_ct: bool, has_label: bool) -> Compose:
         if (is_ct, has_label) not in self._composed:
             make = training_transforms if self._training else validation_transforms
-            keys = ("image", "label") if has_label else ("image",)
-            self._composed[is_ct, has_label] = Compose(make(self._settings, keys, self._pairs, is_ct=is_ct))
+            label_keys = ("label",) if has_label else ()
+            made = make(self._settings, ("image",), label_keys, self._pairs, is_ct=is_ct)
+            self._composed[is_ct, has_label] = Compose(made)
         return self._composed[is_ct, has_label]
 
     def _patch(self, prepared: PreparedImage, rng: random.Random) -> dict[str, MetaTensor]:
@@ -135,25 +136,26 @@ class Transforms:
 
 
 def training_transforms(
-    settings: ImageSettings, keys: Sequence[str], pairs: Pairs, *, is_ct: bool
+    settings: ImageSettings, image_keys: Sequence[str], label_keys: Sequence[str], pairs: Pairs, *, is_ct: bool
 ) -> list[MapTransform]:
     """MONAI transforms of a training patch, channel-first, intensities in [0, 1].
 
     Args:
         settings: What is wanted.
-        keys: ``image``, and ``label`` where there is one.
+        image_keys: Images, which all vary alike.
+        label_keys: Their label maps.
         pairs: Labels that change places in a mirror.
         is_ct: Hounsfield units are left as they are; MR intensities vary.
     """
     transforms: list[Any] = []
-    labels = [key for key in keys if key == "label"]
+    keys = [*image_keys, *label_keys]
     if settings.random_aug:
         if not is_ct:
             transforms += [
-                RandBiasFieldd("image", prob=_MR_PROBABILITY, coeff_range=(0.0, 0.3)),
-                RandGibbsNoised("image", prob=_MR_PROBABILITY, alpha=_RINGING),
-                RandAdjustContrastd("image", prob=_MR_PROBABILITY, gamma=(0.5, 2.0)),
-                RandHistogramShiftd("image", prob=_MR_PROBABILITY, num_control_points=10),
+                RandBiasFieldd(image_keys, prob=_MR_PROBABILITY, coeff_range=(0.0, 0.3)),
+                RandGibbsNoised(image_keys, prob=_MR_PROBABILITY, alpha=_RINGING),
+                RandAdjustContrastd(image_keys, prob=_MR_PROBABILITY, gamma=(0.5, 2.0)),
+                RandHistogramShiftd(image_keys, prob=_MR_PROBABILITY, num_control_points=10),
             ]
         transforms.append(
             RandAffined(
@@ -163,7 +165,7 @@ def training_transforms(
                 rotate_range=_ROTATION,
                 scale_range=_SCALE,
                 shear_range=_SHEAR,
-                mode=["bilinear", "nearest"][: len(keys)],
+                mode=["bilinear"] * len(image_keys) + ["nearest"] * len(label_keys),
                 padding_mode="zeros",
             )
         )
@@ -172,14 +174,23 @@ def training_transforms(
             transforms.append(RandRotate90d(keys, prob=_FLIP_PROBABILITY))
     mirror = max(settings.mirror, _FLIP_PROBABILITY if settings.random_aug else 0.0)
     if mirror > 0:
-        transforms.append(RandMirrord(keys, labels, pairs, mirror))
+        transforms.append(RandMirrord(keys, label_keys, pairs, mirror))
     return transforms
 
 
 def validation_transforms(
-    settings: ImageSettings, keys: Sequence[str], pairs: Pairs = (), *, is_ct: bool = True
+    settings: ImageSettings,
+    image_keys: Sequence[str],
+    label_keys: Sequence[str],
+    pairs: Pairs = (),
+    *,
+    is_ct: bool = True,
 ) -> list[MapTransform]:
-    """MONAI transforms of a held-out image: cut and filled to ``val_patch_size``, or filled to a multiple."""
+    """MONAI transforms of a held-out image: cut and filled to ``val_patch_size``, or filled to a multiple.
+
+    Arguments are those of :func:`training_transforms`; nothing is mirrored or varied.
+    """
+    keys = [*image_keys, *label_keys]
     if settings.val_patch_size is not None:
         return [ResizeWithPadOrCropd(keys, settings.val_patch_size)]
     return [DivisiblePadd(keys, settings.divisor)]
