@@ -17,8 +17,8 @@ from MAISILib.resampling import nearest
 from MAISILib.training.cases import read_cases
 from MAISILib.training.finetune_data import PreparedCase, plan_preparation, prepare_cases
 from MAISILib.training.label_mapping import propose_mapping
-from MAISILib.training.new_labels import parse_new_labels
-from MAISILib.volumes import Grid
+from MAISILib.training.new_labels import extended_table, parse_new_labels
+from MAISILib.volumes import Grid, LabelMap
 from Testing.tiny_bundle import BODY, LIVER, LUNG, LUNG_TUMOR, make_tiny_bundle
 from Testing.training.users_cases import (
     HU,
@@ -322,3 +322,23 @@ def test_preparation_tells_where_it_is_and_can_be_stopped(
     with pytest.raises(Cancelled):
         pairs(content, on_progress=stop_at_the_second, skip_bad=True)
     assert news == [(0, 2, "anna"), (1, 2, "bert")]
+
+
+def test_segmentation_saved_by_slicer_is_taught(tmp_path: Path, pairs: Callable[..., list[PreparedCase]]) -> None:
+    pytest.importorskip("slicer", reason="slicer-core is not installed")
+    from MAISILib.scene import new_scene, show_mask
+
+    ct, mask = patient()
+    write_image(tmp_path / "ct.nrrd", *moved(ct.array, ct.affine, OBLIQUE_LPS))
+    array, affine = moved(mask.array, mask.affine, OBLIQUE_LPS)
+    drawn = np.where(np.isin(array, (LIVER, LESION)), array, 0).astype(np.uint8)
+    table = extended_table(mask.table, parse_new_labels([NEW], mask.table))
+    scene = new_scene()
+    node = show_mask(scene, LabelMap(drawn, affine, table), "mine")
+    node.GetSegmentation().GetNthSegment(0).SetName("Leber")  # its tag and its codes say what it is
+    node.AddDefaultStorageNode()
+    node.GetStorageNode().SetFileName(str(tmp_path / "mine.seg.nrrd"))
+    assert node.GetStorageNode().WriteData(node)
+    (pair,) = pairs({"image": "ct.nrrd", "segmentation": "mine.seg.nrrd"})
+    labels = seen(pair, Grid(array.shape, affine))[1]  # type: ignore[arg-type]
+    assert np.array_equal(np.where(labels == BODY, 0, labels), drawn)
