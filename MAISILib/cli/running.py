@@ -127,13 +127,19 @@ class _SceneWriter:
 
 @contextmanager
 def cancel_on_interrupt() -> Iterator[CancelToken]:
-    """The first Ctrl-C (or SIGTERM) asks the run to stop; a second one stops at once."""
+    """The first Ctrl-C (or SIGTERM) asks the run to stop; one a second later, or after that, stops at once.
+
+    Within the second it is the same wish: ``torchrun`` passes on a Ctrl-C that the terminal has told all processes.
+    """
     cancel = CancelToken()
+    asked = float("inf")
     previous = {}
 
     def ask(number: int, frame: object) -> None:
-        if cancel.cancelled:
+        nonlocal asked
+        if time.monotonic() - asked > 1:
             raise KeyboardInterrupt
+        asked = min(asked, time.monotonic())
         cancel.cancel()
 
     for number in (signal.SIGINT, signal.SIGTERM):
