@@ -10,8 +10,7 @@ import nibabel as nib
 import nrrd
 import numpy as np
 
-from MAISILib.anatomy.labels import LabelTable
-from MAISILib.volumes import Grid, LabelMap, Volume
+from MAISILib.volumes import LabelMap, Volume
 from Testing.tiny_bundle import BODY, LIVER, LUNG, LUNG_TUMOR, tiny_patient
 
 LESION = 150
@@ -88,15 +87,3 @@ def write_case(
     write_image(folder / f"{name}_ct{suffix}", ct.array, ct.affine)
     write_image(folder / f"{name}_seg{suffix}", mask.array, mask.affine)
     return {"image": f"{name}_ct{suffix}", "segmentation": f"{name}_seg{suffix}"}
-
-
-def grid_of(array: np.ndarray, spacing: tuple[float, float, float] = (4.0, 4.0, 4.0)) -> Grid:
-    """An axis-aligned grid around the origin for an array."""
-    return Grid.axis_aligned(array.shape, spacing)  # type: ignore[arg-type]
-
-
-def tiny_table() -> LabelTable:
-    """The labels of the tiny bundles."""
-    from MAISILib.anatomy.labels import default_table
-
-    return LabelTable("tiny", [default_table()[value] for value in (BODY, LIVER, LUNG_TUMOR, LUNG)])
