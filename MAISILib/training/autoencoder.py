@@ -17,6 +17,7 @@ from MAISILib.training.activation_checkpointing import checkpoint_activations
 from MAISILib.training.datalist import Datalist
 from MAISILib.training.images import ImageDataset
 from MAISILib.training.linear_start import measure_code, start_as_linear_code
+from MAISILib.training.perceptual import PerceptualDistance
 from MAISILib.training.recipes import AutoencoderRecipe
 from MAISILib.training.task import Tensors, generator_of
 
@@ -71,6 +72,12 @@ class AutoencoderTask:
 
             self.networks["discriminator"] = PatchDiscriminator(**_DISCRIMINATOR)
             self.phases = {"generator": ("autoencoder",), "discriminator": ("discriminator",)}
+
+    def leave_out_bad(self, on_skip: Callable[[str], None]) -> None:
+        """Reads every image once and goes on without those that cannot be used."""
+        self._training.check(skip_bad=True, on_skip=on_skip)
+        if len(self._validation):
+            self._validation.check(skip_bad=True, on_skip=on_skip)
 
     def item_count(self) -> int:
         """Number of training images."""
@@ -140,10 +147,20 @@ class AutoencoderTask:
 
 
 def autoencoder_task(recipe: AutoencoderRecipe, data: Datalist) -> tuple[AutoencoderTask, float | None]:
-    """The task for a datalist; an autoencoder has no scale factor."""
+    """The task for a datalist; an autoencoder has no scale factor.
+
+    Raises:
+        TrainingError: ``perceptual_weights`` is not the file that it should be.
+    """
     table = open_bundle(recipe.labels_of).labels if recipe.labels_of else default_table()
-    training = ImageDataset(data.training, recipe.data, table, training=True)
-    return AutoencoderTask(recipe, training, ImageDataset(data.validation, recipe.data, table, training=False)), None
+    training, validation = (
+        ImageDataset(items, recipe.data, table, training=is_training)
+        for items, is_training in ((data.training, True), (data.validation, False))
+    )
+    perceptual = None
+    if recipe.perceptual_weight > 0 and recipe.perceptual_weights is not None:
+        perceptual = PerceptualDistance(recipe.perceptual_weights)
+    return AutoencoderTask(recipe, training, validation, perceptual), None
 
 
 def kl_divergence(mean: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:

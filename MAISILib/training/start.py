@@ -11,7 +11,7 @@ from MAISILib.bundles.weights import save_safetensors
 from MAISILib.errors import TrainingError, did_you_mean
 from MAISILib.generation.progress import CancelToken
 from MAISILib.jobs.folder import OnEvent
-from MAISILib.training.autoencoder import autoencoder_task
+from MAISILib.training.autoencoder import AutoencoderTask, autoencoder_task
 from MAISILib.training.controlnet_task import controlnet_task
 from MAISILib.training.datalist import Datalist, read_datalist
 from MAISILib.training.diffusion_task import diffusion_task
@@ -95,6 +95,8 @@ def start_training(
     asked = read_recipe(recipe, recipe_kind)
     items = read_datalist(data, fold=fold, skip_bad=skip_bad, on_skip=on_skip)
     task, scale_factor = make_task(asked, items)
+    if skip_bad and isinstance(task, AutoencoderTask):
+        task.leave_out_bad(on_skip)
     return run_task(task, asked, out, scale_factor, resume=resume, device=device, cancel=cancel, on_event=on_event)
 
 

@@ -161,6 +161,26 @@ def test_an_image_that_is_no_image_is_named_or_skipped(pairs: Path, tmp_path: Pa
     assert "bad.nii.gz" in skipped[0]
 
 
+def test_an_image_with_nan_is_named_or_skipped(pairs: Path, tmp_path: Path) -> None:
+    import nibabel as nib
+    import numpy as np
+
+    array = np.full((32, 32, 32), np.nan, np.float32)
+    nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "nan.nii.gz")  # type: ignore[attr-defined]
+    good = str(pairs.parent / "pt_1_ct.nii.gz")
+    content = {"training": [{"image": good}, {"image": str(tmp_path / "nan.nii.gz")}]}
+    (tmp_path / "list.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(FileFormatError, match=r"nan\.nii\.gz"):
+        train("autoencoder", AUTOENCODER, tmp_path / "list.json", tmp_path / "run", fold=None)
+    skipped: list[str] = []
+    outcome = train(
+        "autoencoder", AUTOENCODER, tmp_path / "list.json", tmp_path / "other", fold=None, skip_bad=True,
+        on_skip=skipped.append,
+    )  # fmt: skip
+    assert outcome.steps == 2
+    assert ["nan" in reason for reason in skipped] == [True]
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
