@@ -295,10 +295,13 @@ def _box(bundle: Bundle) -> tuple[int, int, int]:
 
 
 def _compare(wish: FineTuning, unet: nn.Module, tuned: nn.Module, shown: PreparedCase) -> tuple[dict[str, float], Path]:
-    """Parent and new model on the same mask and noise: figures, and a picture with one above the other."""
+    """Parent and new model on the same patient and noise: figures, and a picture with one above the other.
+
+    The parent, which does not know new labels, sees their hosts.
+    """
     bundle = wish.preparation.bundle
     renderer = Renderer(bundle, unet.cpu())
-    before = renderer.image(bundle.load("controlnet"), shown.mask, steps=_COMPARISON_STEPS, seed=_SEED)
+    before = renderer.image(bundle.load("controlnet"), shown.mask_free, steps=_COMPARISON_STEPS, seed=_SEED)
     after = renderer.image(tuned, shown.mask, steps=_COMPARISON_STEPS, seed=_SEED)
     path = wish.work / "comparison.png"
     _write_comparison(path, before, after, shown, wish.preparation.table)
