@@ -19,7 +19,7 @@ def clean_up(mask: LabelMap, *, one_piece: Collection[int], unwanted: Collection
     """A generated mask without what cannot be.
 
     - A patient is one piece: what floats beside the largest one becomes background.
-    - Background that the patient encloses becomes body.
+    - Background that the patient encloses becomes body, where the mask has a body.
     - An organ of one piece keeps its largest one; the others become what lies nearest to them.
     - Body and background that such an organ encloses become the organ.
     - Labels that are not wanted become what lies nearest to them (a lesion: its host).
@@ -34,7 +34,7 @@ def clean_up(mask: LabelMap, *, one_piece: Collection[int], unwanted: Collection
     """
     array = remove_tumors(mask, unwanted).array
     array = _without(array, np.isin(array, list(unwanted)), mask.spacing)
-    array = _one_patient(array, mask.table)
+    array = _one_patient(array)
     array = _without(array, _loose_pieces(array, one_piece), mask.spacing)
     array = _without_holes(array, one_piece)
     changed = int(np.count_nonzero(array != mask.array))
@@ -54,7 +54,7 @@ def _without(array: np.ndarray, removed: np.ndarray, spacing: tuple[float, float
     return array[tuple(nearest)]
 
 
-def _one_patient(array: np.ndarray, table: LabelTable) -> np.ndarray:
+def _one_patient(array: np.ndarray) -> np.ndarray:
     """The largest connected piece of everything, with its enclosed background filled by body."""
     import cc3d
     from scipy import ndimage
@@ -67,7 +67,7 @@ def _one_patient(array: np.ndarray, table: LabelTable) -> np.ndarray:
     sizes[0] = 0
     patient = pieces == sizes.argmax()
     array = np.where(patient, array, 0).astype(np.uint8)
-    if LabelTable.BODY in table:
+    if (array == LabelTable.BODY).any():
         array[ndimage.binary_fill_holes(patient) & ~patient] = LabelTable.BODY  # type: ignore[operator]
     return array
 

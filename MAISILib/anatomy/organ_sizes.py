@@ -22,10 +22,14 @@ from MAISILib.volumes import LabelMap
 
 FORMAT, VERSION = "maisi-organ-sizes", 1
 ABSENT = -1.0
+#: Every entry of the vector that tells nothing: the unconditional side of guidance.
+NOT_TOLD = -2.0
 #: Percentiles that a table keeps: 0, 5, … 100 %.
 _STEPS = np.linspace(0.0, 1.0, 21)
 #: Entries that were not asked for come from one of so many training masks, those nearest to what was asked for.
 NEAREST = 10
+#: How far an organ that is cut off, of which the size is not known, is from any percentile.
+_UNKNOWN_DISTANCE = 0.5
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,8 @@ class SizeTable:
             volumes = [size.volume_mm3 for size in sizes if size is not None and size.is_whole]
             if len(volumes) < 2:
                 raise MaskError(
-                    f"{name!r} is whole in {len(volumes)} of {len(masks)} masks, so its size cannot be ranked. Take it out "
-                    "of the controllable anatomies, or give masks that show it."
+                    f"{name!r} is whole in {len(volumes)} of {len(masks)} masks, so its size cannot be ranked. "
+                    "Take it out of the controllable anatomies, or give masks that show it."
                 )
             quantiles.append(tuple(round(float(v), 1) for v in np.quantile(volumes, _STEPS)))
         table = cls(tuple(names), tuple(quantiles), ())
@@ -155,7 +159,8 @@ class SizeTable:
         columns = {self.names.index(name): size for name, size in asked.items()}
 
         def distance(row: tuple[float | None, ...]) -> float:
-            return sum(abs(size - own) for c, size in columns.items() if (own := row[c]) is not None)
+            own = ((size, row[column]) for column, size in columns.items())
+            return sum(_UNKNOWN_DISTANCE if there is None else abs(size - there) for size, there in own)
 
         shuffled = list(self.rows)
         rng.shuffle(shuffled)

@@ -126,6 +126,35 @@ class MaskLibraryEntry(_Record):
     format: Literal["maisi", "published"] = "maisi"
 
 
+class MaskGeneratorEntry(_Record):
+    """How label maps come out of the networks ``mask_autoencoder`` and ``mask_diffusion``.
+
+    Attributes:
+        size: Voxels of a generated mask.
+        spacing: Its voxel size in mm.
+        classes: The label of each output channel of the autoencoder, background first; or a table with the columns
+            ``generator_index`` and ``label``, in the bundle or in ``Resources``. A body (200) that is not among them is
+            put around the organs afterwards.
+        schedule: Noise schedule, and how many steps are taken by default.
+        solver: How they are taken; None for the usual one of the schedule.
+        scale_factor: Latents of masks are multiplied by it before diffusion.
+        guidance_scale: Classifier-free guidance towards the sizes; 1 or less is off. Needs a network that was trained
+            with dropout of its conditions.
+        sizes: Table of the organ sizes in the training masks; None when every size has to be given.
+        one_piece: Labels of organs that consist of one connected piece.
+    """
+
+    size: Size
+    spacing: Spacing
+    classes: list[Annotated[int, Field(ge=0, le=255)]] | RelativePath
+    schedule: ScheduleEntry
+    solver: str | None = None
+    scale_factor: Positive
+    guidance_scale: Annotated[float, Field(ge=0, le=20)] = 0.0
+    sizes: RelativePath | None = None
+    one_piece: list[Annotated[int, Field(ge=1, le=255)]] = []
+
+
 class Manifest(_Record):
     """All of ``bundle.json``.
 
@@ -137,6 +166,7 @@ class Manifest(_Record):
         scale_factor: Latents are multiplied by it before diffusion; None when the diffusion checkpoint holds it.
         body_region_input: Whether the networks take the top-most and bottom-most body region.
         controllable: Anatomies whose size the mask generator takes, in the order of its condition vector.
+        mask_generator: How masks are made by the two mask networks; None when the bundle has none.
         recommended: Sizes and spacings to start from; the first is the default.
         mask_spacing: Whether a mask from the library keeps its own spacing or takes the recommended one.
         quality: Table of median intensities, in the bundle or in ``Resources``.
@@ -160,6 +190,7 @@ class Manifest(_Record):
     body_region_input: bool = False
     masks: MaskLibraryEntry | None = None
     controllable: list[str] = []
+    mask_generator: MaskGeneratorEntry | None = None
     recommended: Annotated[list[Recommendation], Field(min_length=1)]
     limits: Limits
     mask_spacing: Literal["keep", "recommended"] = "recommended"

@@ -20,6 +20,14 @@ MaskFile = Annotated[
     Path | None, typer.Option("--mask", help="Your own label map (NIfTI, NRRD) in the bundle's labels.")
 ]
 MaskCt = Annotated[Path | None, typer.Option("--mask-ct", help="CT of the same patient, to find the body outline.")]
+SizeOf = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--size-of",
+        help="Size of an organ in a generated mask: NAME=0 to 1 (percentile), or NAME=absent. Repeat for several.",
+    ),
+]
+GenerateMask = Annotated[bool, typer.Option("--generate-mask", help="Make a new mask, too (as --size-of does).")]
 NoMask = Annotated[bool, typer.Option("--no-mask", help="Make an image without a mask.")]
 Modality = Annotated[str | None, typer.Option("--modality", help="Name or code; see maisi bundles list --json.")]
 Size = Annotated[tuple[int, int, int] | None, typer.Option("--size", help="Voxels x y z.")]
@@ -63,21 +71,33 @@ def build_request(
     request_file: Path | None = None,
     mask: Path | None = None,
     no_mask: bool = False,
+    generate_mask: bool = False,
+    size_of: list[str] | None = None,
     windows: bool = False,
     **fields: Any,
 ) -> GenerateRequest:
     """A request from a file and options; options that were not given keep the file's value.
 
     Raises:
-        RequestError: The file or an option does not fit, or --mask and --no-mask are both there.
+        RequestError: The file or an option does not fit, or the options name two sources of masks.
     """
     from MAISILib.errors import FileFormatError, RequestError
     from MAISILib.generation.request import GenerateRequest
 
     given = {name: value for name, value in fields.items() if value is not None and value != []}
-    if mask is not None and no_mask:
-        raise RequestError("--mask and --no-mask contradict each other. Give one of them.")
-    if mask is not None:
+    sources = {
+        "--mask": mask is not None,
+        "--no-mask": no_mask,
+        "--size-of" if size_of else "--generate-mask": generate_mask or bool(size_of),
+    }
+    named = [name for name, is_there in sources.items() if is_there]
+    if len(named) > 1:
+        raise RequestError(f"{' and '.join(named)} contradict each other. Give one of them.")
+    if size_of:
+        given["controllable_anatomy_size"] = dict(map(_organ_size, size_of))
+    if generate_mask or size_of:
+        given = {"mask": "generated", "mask_file": None, "mask_ct": None, **given}
+    elif mask is not None:
         given |= {"mask": "file", "mask_file": mask}
     elif no_mask:
         given = {"mask": "none", "mask_file": None, "mask_ct": None, **given}
@@ -91,3 +111,25 @@ def build_request(
         raise FileFormatError(f"{request_file} cannot be read: {error}.") from None
     base = GenerateRequest.from_json(text, str(request_file))
     return GenerateRequest(**{**base.model_dump(exclude_unset=True), **given})
+
+
+def _organ_size(option: str) -> tuple[str, float]:
+    """``mandible=0.8`` or ``larynx=absent`` as name and size.
+
+    Raises:
+        RequestError: It is neither.
+    """
+    from MAISILib.errors import RequestError
+
+    name, _, text = (part.strip() for part in option.rpartition("="))
+    size = {"absent": -1.0}.get(text) or _number(text)
+    if not name or size is None:
+        raise RequestError(f"--size-of {option!r}: write NAME=SIZE, for example mandible=0.8 or larynx=absent.")
+    return name, size
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -69,7 +69,7 @@ class AncestralSolver:
 
 
 class DdimSolver:
-    """DDIM without fresh noise (Song et al. 2021, arXiv:2010.02502, equation 12 with σ = 0): fewer steps than DDPM needs.
+    """DDIM without fresh noise (Song et al. 2021, arXiv:2010.02502, equation 12 with σ = 0), for few steps.
 
     ``x ← alpha'·x₀ + sigma'·ε`` with the alpha and sigma of the next visited time; the last step ends at ``x₀``.
     """

@@ -14,12 +14,14 @@ from MAISILib.anatomy.library import Candidate, MaskLibrary
 from MAISILib.anatomy.masks import REGIONS, check_mask, regions_of
 from MAISILib.errors import MaskError
 from MAISILib.generation.mask_grid import grid_for_mask
+from MAISILib.generation.mask_wish import MaskWish
 from MAISILib.generation.settings import Settings, resolve
 from MAISILib.resampling import resample_labels
 from MAISILib.volumes import Grid, LabelMap
 
 if TYPE_CHECKING:
     from MAISILib.bundles.bundle import Bundle
+    from MAISILib.generation.mask_generation import GeneratedMask
     from MAISILib.generation.request import GenerateRequest
 
 
@@ -55,6 +57,7 @@ class MaskSource:
         self._bundle, self._settings = bundle, settings
         self._from_file: ConditioningMask | None = None
         self._candidates: list[Candidate] = []
+        self.wish: MaskWish | None = None
         if request.mask == "file":
             self._from_file = _read_users_mask(bundle, request, settings)
         elif request.mask == "library":
@@ -62,6 +65,8 @@ class MaskSource:
             assert entry is not None, "resolve() has checked it"
             self._library = MaskLibrary.open(bundle.path(entry.index), entry.format, bundle.labels)
             self._search(request, seed=0)
+        elif request.mask == "generated":
+            self.wish = MaskWish(bundle, request.controllable_anatomy_size, settings.labels)
         self._request = request
 
     @property
@@ -70,7 +75,7 @@ class MaskSource:
         return self._from_file.model.grid if self._from_file else None
 
     def for_sample(self, seed: int) -> ConditioningMask | None:
-        """The mask for a sample with this seed."""
+        """The mask for a sample with this seed; for generated ones see :meth:`from_generated`."""
         if self._request.mask == "none":
             return None
         if self._from_file:
@@ -79,17 +84,7 @@ class MaskSource:
         mask = self._library.load(candidate)
         if LabelTable.BODY in self._bundle.labels:
             mask = add_body(mask)
-        settings = self._settings
-        assert settings.spacing is not None
-        grid = Grid.axis_aligned(settings.size, settings.spacing, tuple(mask.grid.center))
-        model = mask if _fits_exactly(mask.grid, grid) else resample_labels(mask, grid)
-        missing = set(settings.labels) - set(model.labels)
-        if missing:
-            names = ", ".join(self._bundle.labels[v].name for v in sorted(missing))
-            raise MaskError(
-                f"The mask {candidate.entry.file!r} has {names}, but not within {settings.size} voxels of "
-                f"{settings.spacing} mm. Ask for a larger field of view or smaller voxels."
-            )
+        model = self._on_model_grid(mask, repr(candidate.entry.file))
         source = {
             "kind": "library",
             "entry": candidate.entry.file,
@@ -98,6 +93,35 @@ class MaskSource:
             "notes": list(mask.notes),
         }
         return ConditioningMask(model, model, source)
+
+    def from_generated(self, generated: GeneratedMask) -> ConditioningMask:
+        """A mask that the mask generator has made, on the grid of the networks."""
+        wish = self.wish
+        assert wish is not None, "only a request for generated masks has any"
+        model = self._on_model_grid(generated.mask, "that was generated")
+        source: dict[str, Any] = {
+            "kind": "generated",
+            "attempts": generated.attempts,
+            "sizes": generated.sizes,
+            "notes": list(generated.mask.notes),
+        }
+        if wish.sizes_path is not None:
+            source["sizes_table"] = {"path": str(wish.sizes_path), "sha256": file_sha256(wish.sizes_path)}
+        return ConditioningMask(model, model, source)
+
+    def _on_model_grid(self, mask: LabelMap, name: str) -> LabelMap:
+        settings = self._settings
+        assert settings.spacing is not None
+        grid = Grid.axis_aligned(settings.size, settings.spacing, tuple(mask.grid.center))
+        model = mask if _fits_exactly(mask.grid, grid) else resample_labels(mask, grid)
+        missing = set(settings.labels) - set(model.labels)
+        if missing:
+            names = ", ".join(self._bundle.labels[v].name for v in sorted(missing))
+            raise MaskError(
+                f"The mask {name} has {names}, but not within {settings.size} voxels of "
+                f"{settings.spacing} mm. Ask for a larger field of view or smaller voxels."
+            )
+        return model
 
     def _search(self, request: GenerateRequest, seed: int) -> Candidate:
         found = self._library.search(

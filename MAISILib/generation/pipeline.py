@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -17,10 +17,11 @@ from MAISILib.anatomy.masks import label_bits, remove_tumors
 from MAISILib.codec.codec import Codec, IntensityScale, Windows
 from MAISILib.diffusion.networks import Conditions
 from MAISILib.diffusion.sampler import Denoiser, Guidance, sample_latent
-from MAISILib.diffusion.schedules import DdpmSchedule, FlowSchedule, Schedule
+from MAISILib.diffusion.schedules import schedule_of
 from MAISILib.diffusion.solvers import make_solver
 from MAISILib.errors import OutOfMemory, means_out_of_memory
 from MAISILib.generation.conditioning import ConditioningMask, MaskSource, Prepared, prepare
+from MAISILib.generation.mask_generation import generate_masks
 from MAISILib.generation.plan import Plan, diffusion_precision, plan
 from MAISILib.generation.progress import CancelToken, OnProgress, Progress, interruptible, silent
 from MAISILib.generation.provenance import describe_run
@@ -89,7 +90,10 @@ def generate_samples(
     settings, masks = prepared or prepare(bundle, request)
     planned = _plan(bundle, request, settings, masks, device)
     planned.check()
-    for network in ("diffusion", "autoencoder", *(() if request.mask == "none" else ("controlnet",))):
+    networks = ["diffusion", "autoencoder"]
+    networks += [] if request.mask == "none" else ["controlnet"]
+    networks += ["mask_diffusion", "mask_autoencoder"] if request.mask == "generated" else []
+    for network in networks:
         bundle.check_file(network)  # damaged weights are found before the work, not in its middle
     run = _Run(bundle, request, settings, planned, masks, solver, on_progress, cancel or CancelToken())
     return run.samples()
@@ -150,8 +154,7 @@ class _Run:
         shared = describe_run(self._bundle, self._request, self._plan.device, self._plan.precision)
         indices = range(self._request.first_index, self._request.first_index + self._request.count)
         for start in range(0, len(indices), _SAMPLES_PER_VISIT):
-            drafts = [self._draft(index) for index in indices[start : start + _SAMPLES_PER_VISIT]]
-            pending = drafts
+            pending = drafts = self._drafts(indices[start : start + _SAMPLES_PER_VISIT])
             while pending:
                 self._diffuse(pending)
                 self._decode(pending)
@@ -159,10 +162,36 @@ class _Run:
             for draft in drafts:
                 yield self._finished(draft, shared)
 
-    def _draft(self, index: int) -> _Draft:
+    def _drafts(self, indices: Sequence[int]) -> list[_Draft]:
+        """Samples with nothing but their masks."""
+        seeds = [sample_seed(self._request.seed, index, "mask") for index in indices]
+        if self._masks.wish is None:
+            return [self._draft(index, seed) for index, seed in zip(indices, seeds, strict=True)]
+        started = time.perf_counter()
+
+        def on_step(number: int, done: int, total: int) -> None:
+            self._cancel.check()
+            self._progress(Progress("mask", done, total, f"step {done} of {total}", indices[number]))
+
+        masks = generate_masks(
+            self._bundle,
+            self._masks.wish,
+            seeds,
+            self._network,
+            device=self._plan.device,
+            steps=self._request.mask_steps,
+            on_step=on_step,
+        )
+        seconds = (time.perf_counter() - started) / len(masks)
+        return [
+            _Draft(index, self._masks.from_generated(mask), seconds={"mask": seconds})
+            for index, mask in zip(indices, masks, strict=True)
+        ]
+
+    def _draft(self, index: int, seed: int) -> _Draft:
         self._cancel.check()
         self._progress(Progress("mask", 0, 1, "choosing a mask", index))
-        return _Draft(index, self._masks.for_sample(sample_seed(self._request.seed, index, "mask")))
+        return _Draft(index, self._masks.for_sample(seed))
 
     @contextmanager
     def _network(self, name: str) -> Iterator[Any]:
@@ -211,7 +240,7 @@ class _Run:
 
         draft.latent = sample_latent(
             denoiser,
-            _schedule(self._bundle),
+            schedule_of(self._bundle.manifest.schedule),
             self._solver,
             self._plan.latent,
             steps=steps,
@@ -313,10 +342,3 @@ class _Run:
 
 def _bits(labels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(label_bits(labels)))[None].float()
-
-
-def _schedule(bundle: Bundle) -> Schedule:
-    entry = bundle.manifest.schedule
-    if entry.kind == "rflow":
-        return FlowSchedule(entry.train_timesteps, entry.use_timestep_transform, entry.base_latent_voxels)
-    return DdpmSchedule(entry.train_timesteps, entry.beta_start, entry.beta_end, entry.beta_schedule)

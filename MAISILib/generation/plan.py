@@ -152,8 +152,11 @@ def plan(bundle: Bundle, request: GenerateRequest, device: str = "auto", setting
     latent = (bundle.latent_channels, *(n // bundle.compression for n in settings.size))
     spacing = settings.spacing or bundle.manifest.recommended[0].spacing
     rate = device_rate(device)
-    diffusion = _diffusion_stage(bundle, request, settings, latent, spacing, rate)
-    decode = _decode_stage(bundle, request, latent, rate)
+    stages = (
+        *([_mask_stage(bundle, request, rate)] if request.mask == "generated" else []),
+        _diffusion_stage(bundle, request, settings, latent, spacing, rate),
+        _decode_stage(bundle, request, latent, rate),
+    )
     precision = diffusion_precision(device)
     return Plan(
         device=device,
@@ -163,8 +166,8 @@ def plan(bundle: Bundle, request: GenerateRequest, device: str = "auto", setting
         latent=latent,  # type: ignore[arg-type]
         steps=settings.steps,
         samples=request.count,
-        stages=(diffusion, decode),
-        peak_bytes=_PROCESS_BYTES + max(diffusion.bytes, decode.bytes),
+        stages=stages,
+        peak_bytes=_PROCESS_BYTES + max(stage.bytes for stage in stages),
         available_bytes=available_bytes(device),
     )
 
@@ -190,6 +193,24 @@ def device_rate(device: str) -> float:
             float(layer(x)[0, 0, 0, 0, 0])
             best = min(best, time.perf_counter() - start)
     return operations / best
+
+
+def _mask_stage(bundle: Bundle, request: GenerateRequest, rate: float) -> Stage:
+    from MAISILib.generation.mask_generation import latent_shape, mask_denoiser, most_likely_classes
+    from MAISILib.generation.mask_wish import generator_of
+
+    entry = generator_of(bundle)
+    x = torch.empty(1, *latent_shape(bundle), device="meta")
+    unet, autoencoder = _unstored(bundle, "mask_diffusion"), _unstored(bundle, "mask_autoencoder")
+    conditions = [0.0] * len(bundle.manifest.controllable)
+    with _WorkCounter(unet) as walk, torch.no_grad():
+        mask_denoiser(unet, conditions, entry.guidance_scale, "meta")(x, 0.0)
+    with _WorkCounter(autoencoder) as decode:
+        most_likely_classes(autoencoder, x)
+    walked = walk.flops * (request.mask_steps or entry.schedule.steps)
+    seconds = walked / _EFFICIENCY["diffusion"] + decode.flops / _EFFICIENCY["decode"]
+    memory = max(_weight_bytes(unet) + walk.peak_bytes, _weight_bytes(autoencoder) + decode.peak_bytes)
+    return Stage("mask", walked + decode.flops, seconds / rate, memory)
 
 
 def _diffusion_stage(

@@ -136,6 +136,8 @@ def check_replay(bundle: Bundle, provenance: dict[str, Any]) -> None:
     if source.get("kind") == "library" and bundle.manifest.masks is not None:
         library = bundle.path(bundle.manifest.masks.index).parent
         files["library mask"] = {**source, "path": library / source.get("entry", "")}
+    if "sizes_table" in source:
+        files["table of organ sizes"] = source["sizes_table"]
     for what, recorded_file in files.items():
         path = Path(recorded_file["path"])
         if not path.is_file():

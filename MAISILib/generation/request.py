@@ -27,7 +27,7 @@ PUBLISHED_KEYS = {
     "autoencoder_sliding_window_infer_size": "decode_window",
     "autoencoder_sliding_window_infer_overlap": "decode_overlap",
     "controllable_anatomy_size": "controllable_anatomy_size",
-    "mask_generation_num_inference_steps": None,
+    "mask_generation_num_inference_steps": "mask_steps",
     "image_output_ext": None,
     "label_output_ext": None,
     "autoencoder_tp_num_splits": None,
@@ -43,7 +43,9 @@ class GenerateRequest(BaseModel):
         anatomy: Names or label numbers that the mask must hold (library masks are chosen by them).
         body_region: Regions that a library mask must reach over: head, chest, abdomen, lower.
         controllable_anatomy_size: Anatomy → size 0–1 (percentile) or −1 (absent), for bundles with a mask generator.
-        mask: ``library`` takes a mask of the bundle, ``file`` the one at ``mask_file``, ``none`` makes an image only.
+        mask: ``library`` takes a mask of the bundle, ``file`` the one at ``mask_file``, ``generated`` makes a new one
+            (as organ sizes do by themselves), ``none`` makes an image only.
+        mask_steps: Solver steps of the mask generator; the bundle's by default.
         mask_file: NIfTI or NRRD label map in the bundle's labels, any orientation and spacing.
         mask_ct: CT of the same patient, used to find the body if the mask has no body label.
         modality: Name or class code of the bundle's modality table.
@@ -67,7 +69,8 @@ class GenerateRequest(BaseModel):
     anatomy: list[str | int] = []
     body_region: list[str] = []
     controllable_anatomy_size: dict[str, float] = {}
-    mask: Literal["library", "file", "none"] = "library"
+    mask: Literal["library", "file", "generated", "none"] = "library"
+    mask_steps: Count | None = None
     mask_file: Path | None = None
     mask_ct: Path | None = None
     modality: str | int | None = None
@@ -93,10 +96,12 @@ class GenerateRequest(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _file_implies_its_source(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("mask_file") is not None and "mask" not in data:
+    def _source_is_implied(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "mask" in data:
+            return data
+        if data.get("mask_file") is not None:
             return {**data, "mask": "file"}
-        return data
+        return {**data, "mask": "generated"} if data.get("controllable_anatomy_size") else data
 
     @model_validator(mode="after")
     def _sources_agree(self) -> GenerateRequest:
@@ -104,6 +109,10 @@ class GenerateRequest(BaseModel):
             raise ValueError("mask and mask_file contradict each other; give mask_file with mask 'file' and only then")
         if self.mask == "none" and (self.anatomy or self.controllable_anatomy_size):
             raise ValueError("Without a mask no anatomy or organ size can be asked for; leave them out")
+        if self.mask in ("file", "library") and self.controllable_anatomy_size:
+            raise ValueError(
+                f"Organ sizes can be chosen for generated masks only, not for one from the {self.mask}; leave one out"
+            )
         if self.mask_ct is not None and self.mask != "file":
             raise ValueError("mask_ct belongs to a mask_file; give both or neither")
         wrong = {

@@ -67,7 +67,9 @@ def test_published_file_is_read() -> None:
         seed=0,
         decode_overlap=0.25,
         controllable_anatomy_size={"liver": 0.5, "hepatic tumor": -1},
+        mask_steps=1000,
     )
+    assert request.mask == "generated"
 
 
 @pytest.mark.parametrize("key", sorted(PUBLISHED_KEYS))

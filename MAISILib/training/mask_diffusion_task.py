@@ -1,0 +1,128 @@
+"""The mask UNet's training: latents of masks, with the sizes of organs as the context of cross-attention."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from MAISILib.anatomy.organ_sizes import NOT_TOLD, SizeTable
+from MAISILib.bundles.bundle import open_bundle
+from MAISILib.bundles.networks import build_network
+from MAISILib.diffusion.schedules import FlowSchedule
+from MAISILib.training.datalist import Datalist
+from MAISILib.training.denoising import make_schedule, prediction_target, validation_batches
+from MAISILib.training.mask_autoencoder_task import open_mask_autoencoder
+from MAISILib.training.mask_dataset import MaskDataset, MaskLatents
+from MAISILib.training.mask_recipes import MaskDiffusionRecipe
+from MAISILib.training.task import Tensors, generator_of
+
+NETWORK = "mask_diffusion"
+
+
+class MaskDiffusionTask:
+    """Learns the noise (DDPM) or the velocity (rectified flow) in latents of masks.
+
+    Args:
+        recipe: Definition, schedule, dropouts.
+        training: Masks to learn from.
+        validation: Held-out masks.
+        autoencoder: A trained mask autoencoder.
+
+    Attributes:
+        sizes: Sizes of the controllable anatomies among the training masks; belongs into the bundle.
+        scale_factor: What latents are multiplied by; belongs into the bundle.
+    """
+
+    name = "mask-diffusion"
+
+    def __init__(
+        self, recipe: MaskDiffusionRecipe, training: MaskDataset, validation: MaskDataset, autoencoder: nn.Module
+    ) -> None:
+        self._recipe = recipe
+        self.schedule = make_schedule(recipe.schedule)
+        self.sizes: SizeTable = training.size_table(recipe.controllable)
+        labels = [training.table.find(name).value for name in recipe.controllable]
+        self._training, self._validation = (
+            MaskLatents(masks, autoencoder, recipe.variants, recipe.seed, labels, cache=recipe.data.cache)
+            for masks in (training, validation)
+        )
+        self.scale_factor = recipe.scale_factor or self._training.scale_factor()
+        torch.manual_seed(recipe.seed)
+        network = build_network(recipe.definition).train()
+        if recipe.init_from is not None:
+            network.load_state_dict(open_bundle(recipe.init_from).load(NETWORK).state_dict())
+        self.networks: dict[str, nn.Module] = {NETWORK: network}
+        self.phases: dict[str, tuple[str, ...]] = {"main": (NETWORK,)}
+
+    def item_count(self) -> int:
+        """Number of training masks."""
+        return len(self._training)
+
+    def item_name(self, index: int) -> str:
+        """Name of a training mask."""
+        return self._training.name(index)
+
+    def load_item(self, index: int, rng: random.Random) -> Tensors:
+        """A variation of a mask: ``clean`` and ``noise`` ``(C, x, y, z)``, ``time``, ``conditions`` ``(1, D)``."""
+        item = self._item(self._training, index, rng, rng.randrange(self._recipe.variants))
+        if rng.random() < self._recipe.condition_dropout:
+            item["conditions"] = torch.full_like(item["conditions"], NOT_TOLD)
+        return item
+
+    def _item(self, latents: MaskLatents, index: int, rng: random.Random, variant: int | None) -> Tensors:
+        device = next(self.networks[NETWORK].parameters()).device
+        clean, deviation, sizes = latents.load(index, variant, device)
+        if self._recipe.sample_posterior and variant is not None:
+            clean = clean + deviation * torch.randn(clean.shape, generator=generator_of(rng))
+        drawn = rng.random() * self.schedule.train_timesteps
+        if isinstance(self.schedule, FlowSchedule):
+            time = torch.tensor(self.schedule.bend(drawn, clean[0].numel()), dtype=torch.float32)
+        else:
+            time = torch.tensor(int(drawn), dtype=torch.long)
+        return {
+            "clean": clean * self.scale_factor,
+            "noise": torch.randn(clean.shape, generator=generator_of(rng)),
+            "time": time,
+            "conditions": torch.tensor([self.sizes.training_vector(sizes, rng)], dtype=torch.float32),
+        }
+
+    def losses(self, phase: str, batch: Tensors) -> Tensors:
+        """Mean error of the prediction, per sample."""
+        error = self._error(self.networks[NETWORK], batch)
+        per_voxel = error.abs() if self._recipe.loss == "l1" else error**2
+        return {"loss": per_voxel.flatten(1).mean(1)}
+
+    def _error(self, network: Any, batch: Tensors) -> torch.Tensor:
+        noisy = self.schedule.noisy(batch["clean"], batch["noise"], batch["time"])
+        predicted = network(noisy, batch["time"], context=batch["conditions"]).float()
+        return predicted - prediction_target(self.schedule, batch)
+
+    def validation_count(self) -> int:
+        """Number of held-out masks."""
+        return len(self._validation)
+
+    def validate_item(self, index: int, networks: Mapping[str, nn.Module]) -> dict[str, float]:
+        """The absolute error at three fixed times with fixed noise."""
+        network = networks[NETWORK]
+        item = self._item(self._validation, index, random.Random(index), None)
+        batches = validation_batches(item, self.schedule, next(network.parameters()).device)
+        return {"loss": float(np.mean([float(self._error(network, batch).abs().mean()) for batch in batches]))}
+
+
+def mask_diffusion_task(recipe: MaskDiffusionRecipe, data: Datalist) -> tuple[MaskDiffusionTask, float]:
+    """The task for a datalist, and its scale factor.
+
+    Raises:
+        TrainingError: ``autoencoder`` names no trained mask autoencoder, or a mask holds labels that are no classes.
+        MaskError: A controllable anatomy is whole in fewer than two masks.
+    """
+    autoencoder = open_mask_autoencoder(recipe.autoencoder)
+    training = MaskDataset(data.training, recipe.data)
+    validation = MaskDataset(data.validation, recipe.data, training.table)
+    task = MaskDiffusionTask(recipe, training, validation, autoencoder)
+    return task, task.scale_factor
