@@ -59,7 +59,15 @@ class OutOfMemory(MaisiError):
 
 
 class TrainingError(MaisiError):
-    """A training run that cannot start or cannot go on."""
+    """A training that cannot start as asked: recipe, data or run folder do not fit."""
+
+    exit_code = 2
+
+
+class FailedTrainingError(TrainingError):
+    """A training that broke off: its numbers are no longer finite, the loss diverges, a process is gone."""
+
+    exit_code = MaisiError.exit_code
 
 
 class Cancelled(MaisiError):

@@ -1,9 +1,9 @@
 """Reads and writes network weights without ever running code from the file.
 
 Two formats: safetensors, and torch checkpoints (``.pt``) read with ``weights_only=True``. Published checkpoints come in
-several layouts: a bare state dict, or a dict that holds it under ``unet_state_dict`` or ``controlnet_state_dict``
-beside ``scale_factor``, ``epoch``, ``loss`` and sometimes optimizer state. Everything but the weights and the scale
-factor is left alone.
+several layouts: a bare state dict, or a dict that holds it under ``unet_state_dict``, ``controlnet_state_dict`` or
+``state_dict`` beside ``scale_factor``, ``epoch``, ``loss`` and sometimes optimizer state. Everything but the weights
+and the scale factor is left alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-_STATE_KEYS = ("unet_state_dict", "controlnet_state_dict")
+_STATE_KEYS = ("unet_state_dict", "controlnet_state_dict", "state_dict")
 _SHOWN = 10
 _REPAIR = "Download or import the bundle again."
 #: Networks built with ``include_fc=False`` have no output projection in their attention blocks. The published DDPM

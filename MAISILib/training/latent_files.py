@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from MAISILib.errors import FileFormatError, TrainingError
+from MAISILib.errors import FailedTrainingError, FileFormatError
 from MAISILib.volumes import Grid, check_affine
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def write_latent(path: Path, mean: torch.Tensor, deviation: torch.Tensor, header
         header: Origin, geometry and precision. What float16 cannot hold keeps float32.
 
     Raises:
-        TrainingError: The autoencoder gave NaN or infinity.
+        FailedTrainingError: The autoencoder gave NaN or infinity.
         OutputError: The file cannot be written.
     """
     import torch
@@ -111,7 +111,8 @@ def write_latent(path: Path, mean: torch.Tensor, deviation: torch.Tensor, header
     tensors = {"mean": mean, "deviation": deviation}
     for name, value in tensors.items():
         if not bool(torch.isfinite(value).all()):
-            raise TrainingError(f"{path}: not written: the autoencoder's {name} of {header.source} is NaN or infinite.")
+            source = header.source
+            raise FailedTrainingError(f"{path}: not written: the autoencoder's {name} of {source} is NaN or infinite.")
         narrow = value.to(getattr(torch, header.precision))
         tensors[name] = (narrow if bool(torch.isfinite(narrow).all()) else value.float()).contiguous()
     with atomic_path(path) as temporary:

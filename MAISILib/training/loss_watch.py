@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from MAISILib.errors import TrainingError
+from MAISILib.errors import FailedTrainingError
 
 #: Means over so many steps are compared.
 WINDOW = 20
@@ -28,7 +28,7 @@ class LossWatch:
         """Takes the loss of a step.
 
         Raises:
-            TrainingError: The loss has diverged.
+            FailedTrainingError: The loss has diverged.
         """
         if len(self.first) < WINDOW:
             self.first.append(loss)
@@ -36,7 +36,7 @@ class LossWatch:
         self._seen += 1
         if self._rise() > DIVERGED:
             now, start = sum(self._recent) / WINDOW, sum(self.first) / len(self.first)
-            raise TrainingError(
+            raise FailedTrainingError(
                 f"{where}: the loss has diverged. It was {start:.4g} at the start and {now:.4g} over the last {WINDOW} "
                 "steps. Lower the rate and start anew, or --resume from the last checkpoint, which is kept."
             )

@@ -16,6 +16,12 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
 Part = Annotated[float, Field(ge=0, le=1)]
 
+HOW_TO_GET_PERCEPTUAL_WEIGHTS = (
+    "Download resnet_10_23dataset.pth of MedicalNet (MIT licence) from "
+    "https://huggingface.co/TencentMedicalNet/MedicalNet-Resnet10 and name the file in the recipe's "
+    "'perceptual_weights'."
+)
+
 
 class Recipe(BaseModel):
     """What every training has.
@@ -64,6 +70,11 @@ class Recipe(BaseModel):
     save_minutes: Positive = 3.0
     init_from: str | None = None
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What people should be told before the first step."""
+        return ()
+
     def rate_at(self, step: int, epoch: float) -> float:
         """Learning rate of a step (from 0), which lies ``epoch`` epochs into the training."""
         if step < self.warmup:
@@ -93,8 +104,8 @@ class AutoencoderRecipe(Recipe):
         squared_weight: Weight of the squared error beside the absolute one.
         air_weight: Weight of voxels outside the body (label 0, where items have a label map), against 1 inside.
         kl_weight: Of the Kullback–Leibler term.
-        perceptual_weight: Of the 2.5D perceptual term; needs ``perceptual_weights``.
-        perceptual_weights: TorchScript-free weights of the perceptual network on disk; ``None`` leaves the term out.
+        perceptual_weight: Of the perceptual term (:mod:`MAISILib.training.perceptual`).
+        perceptual_weights: File with the weights of its network; ``None`` leaves the term out. Nothing is downloaded.
         adversarial_weight: Of the least-squares patch GAN; 0 trains no discriminator.
         initial_log_variance: Bias of the posterior's log-variance at the start; ``None`` keeps the network's own.
         linear_start: Start as the best linear code of the images (:mod:`MAISILib.training.linear_start`).
@@ -113,6 +124,13 @@ class AutoencoderRecipe(Recipe):
     initial_log_variance: float | None = None
     linear_start: bool = False
     rate_schedule: Literal["constant", "polynomial", "cosine", "epochs"] = "epochs"
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Whether the perceptual term is left out, and what to do about it."""
+        if self.perceptual_weight == 0 or self.perceptual_weights is not None:
+            return ()
+        return (f"The perceptual term is left out: its network has no weights. {HOW_TO_GET_PERCEPTUAL_WEIGHTS}",)
 
     @model_validator(mode="after")
     def _discriminator_sees_enough(self) -> AutoencoderRecipe:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from MAISILib.errors import Cancelled, OutOfMemory, TrainingError, means_out_of_memory
+from MAISILib.errors import Cancelled, FailedTrainingError, OutOfMemory, TrainingError, means_out_of_memory
 from MAISILib.generation.progress import CancelToken
 from MAISILib.jobs.folder import Event, JobFolder, OnEvent, runs_elsewhere
 from MAISILib.training.checkpoint import Checkpoint, MovingAverage, check_same_run, read_checkpoint
@@ -59,7 +59,7 @@ class Trainer:
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         cancel: Its ``cancel()`` lets the present step end and be saved.
         on_event: Hears every event of the job, in the first process.
-        on_validation: Makes pictures, in the first process.
+        on_validation: Makes pictures, in the first process; also where nothing is held out.
 
     Raises:
         TrainingError: No training items; the folder holds a run and ``resume`` is not set, or another run.
@@ -75,7 +75,7 @@ class Trainer:
         device: str = "auto",
         cancel: CancelToken | None = None,
         on_event: OnEvent = lambda event: None,
-        on_validation: OnValidation = lambda step, networks, folder: [],
+        on_validation: OnValidation | None = None,
     ) -> None:
         if task.item_count() == 0:
             raise TrainingError(f"There is nothing to train the {task.name} on. Give a data list with training items.")
@@ -109,8 +109,8 @@ class Trainer:
         """Trains to the recipe's last step and returns the figures of the last validation.
 
         Raises:
-            TrainingError: The loss or its gradient is not finite (the message names the batch), the loss has diverged,
-                or another process of the run is gone.
+            FailedTrainingError: The loss or its gradient is not finite (the message names the batch), the loss has
+                diverged, or another process of the run is gone.
             Cancelled: Asked by ``cancel``; the checkpoint holds the run as it is.
             OutOfMemory: A step needs more than there is.
             OutputError: The disk is full. In every case the last checkpoint stays.
@@ -125,14 +125,16 @@ class Trainer:
         ):
             if self._job:
                 self._job.write_request({"train": recipe.model_dump(mode="json")})
+            for remark in recipe.remarks if self.step == 0 else ():
+                self._tell(Event(self._task.name, 0, recipe.steps, remark))
             while self.step < recipe.steps and not self._is_out_of_patience:
                 metrics = self._train_step(next(batches))
                 now = time.monotonic()
                 self.seconds, ticked = self.seconds + now - ticked, now
                 self._report(metrics, board)
                 due = recipe.validate_every and self.step % recipe.validate_every == 0
-                if (due or self.step == recipe.steps) and self._task.validation_count():
-                    self._figures = self._validate(board)
+                if due or self.step == recipe.steps:
+                    self._validate(board)
                 if self._processes.anyone(self._cancel.cancelled):
                     self._save(CHECKPOINT_NAME)
                     raise Cancelled(f"Stopped at step {self.step}. The same command with --resume goes on.")
@@ -162,7 +164,7 @@ class Trainer:
                     "checkpoint_activations in the recipe, or a smaller batch (with accumulate) or smaller patches."
                 ) from error
             if self._processes.means_lost(error):
-                raise TrainingError(
+                raise FailedTrainingError(
                     f"Another process of {self._folder} is gone, after step {self.step}. Its own output says why. The "
                     "same command with --resume goes on from the last checkpoint."
                 ) from error
@@ -208,9 +210,9 @@ class Trainer:
         mine = [] if _finite(float(v) for v in metrics.values()) else [name for b in batches for name in b.names]
         raise self._spoiled(", ".join(f"{name} {value:.4g}" for name, value in means.items()), mine)
 
-    def _spoiled(self, what: str, names: list[str]) -> TrainingError:
+    def _spoiled(self, what: str, names: list[str]) -> FailedTrainingError:
         """The error of a step whose outcome is not finite, and the items that all processes took it on."""
-        return TrainingError(
+        return FailedTrainingError(
             f"Step {self.step} of {self._folder} gave {what} on {', '.join(self._processes.everyone(names))}. Look at "
             "these images, or lower the rate. The last checkpoint is kept: --resume goes on from it."
         )
@@ -249,22 +251,26 @@ class Trainer:
 
     # Validation
 
-    def _validate(self, board: Any) -> dict[str, float]:
-        """Figures with the averaged weights; each process takes its share of the held-out items."""
+    def _validate(self, board: Any) -> None:
+        """Figures and pictures with the averaged weights; each process takes its share of the held-out items."""
+        if not self._task.validation_count() and self._on_validation is None:
+            return
         mine = range(self._processes.index, self._task.validation_count(), self._processes.count)
         # Not inference_mode: what a task keeps from here (a frozen network on its device) must serve training, too.
         with self._averaged() as networks, torch.no_grad():
             figures = self._processes.means_of(self._task.validate_item(i, networks) for i in mine)
-            files = self._on_validation(self.step, networks, self._folder) if self._job else []
-        message = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        self._tell(Event("validation", self.step, self._recipe.steps, message, _rounded(figures)))
+            files = self._on_validation(self.step, networks, self._folder) if self._job and self._on_validation else []
+        if figures:
+            message = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            self._tell(Event("validation", self.step, self._recipe.steps, message, _rounded(figures)))
         for file in files:
             self._tell(Event("picture", self.step, self._recipe.steps, file=file.relative_to(self._folder).as_posix()))
         for name, value in figures.items():
             if board:
                 board.add_scalar(f"validation/{name}", value, self.step)
-        self._judge(figures)
-        return figures
+        self._figures = figures  # before they are judged: they are saved with the best weights
+        if self._task.validation_count():
+            self._judge(figures)
 
     def _judge(self, figures: dict[str, float]) -> None:
         """Keeps the weights that validated best."""
