@@ -41,6 +41,7 @@ def run(
     from MAISILib.training.cases import read_cases
     from MAISILib.training.durations import steps_of
     from MAISILib.training.finetune_data import plan_preparation
+    from MAISILib.training.finetune_request import FineTuning, check_place
     from MAISILib.training.label_mapping import parse_edit, propose_mapping
     from MAISILib.training.new_labels import extended_table, parse_new_labels
 
@@ -49,27 +50,22 @@ def run(
 
     wanted_steps = steps_of(duration, steps)
     opened = open_bundle(bundle)
-    opened.entry("controlnet")
+    check_place(opened, out, resume=resume)
+    check_writable(out)
     new_labels = parse_new_labels(new_label or [], opened.labels)
     found = read_cases(cases, skip_bad=skip_bad, on_skip=on_skip)
     mapping = propose_mapping(found, opened.labels, new_labels)
     if edit:
         mapping = mapping.edited(dict(map(parse_edit, edit)), extended_table(opened.labels, new_labels))
-    preparation = plan_preparation(opened, mapping, new_labels, focus=focus or ())
-    check_writable(out)
+    wish = FineTuning(plan_preparation(opened, mapping, new_labels, focus=focus or ()), found, out, wanted_steps)
+    wish.check(resume=resume)
     for note in mapping.notes():
         typer.echo(note, err=True)
-    if len(found) == 1:
-        typer.echo(
-            "One case: the model will learn this one lesion's look, and nothing tells how it fares on others. "
-            "Three or more allow a check on a case held out.",
-            err=True,
-        )
     with cancel_on_interrupt() as cancel, events_on_stderr() as on_event:
-        from MAISILib.training.finetune import FineTuning, finetune  # PyTorch: now that the input is known to be good
+        from MAISILib.training.finetune import finetune  # PyTorch: now that the input is known to be good
 
         tuned = finetune(
-            FineTuning(preparation, found, out, wanted_steps),
+            wish,
             resume=resume,
             skip_bad=skip_bad,
             device=device,
@@ -80,8 +76,7 @@ def run(
     if as_json:
         typer.echo(json.dumps(tuned.to_dict(), indent=2, ensure_ascii=False))
         return
-    m = tuned.metrics
-    typer.echo(
-        f"{tuned.bundle}: inside the label {m['before_inside']:.0f} before, {m['after_inside']:.0f} after; "
-        f"elsewhere in the body changed by {m['outside_change']:.0f} on average ({tuned.comparison})"
-    )
+    told = "inside the label {before_inside:.0f} before, {after_inside:.0f} after".format(**tuned.metrics)
+    if "outside_change" in tuned.metrics:
+        told += "; elsewhere in the body changed by {outside_change:.0f} on average".format(**tuned.metrics)
+    typer.echo(f"{tuned.bundle}: {told} ({tuned.comparison})")

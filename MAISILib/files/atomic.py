@@ -98,7 +98,7 @@ def atomic_folder(path: Path | str, replaces: str) -> Iterator[Path]:
     path = Path(path)
     staging: Path | None = None
     try:
-        _check_replaceable(path, replaces)
+        check_replaceable(path, replaces)
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".maisi-", dir=path.parent))
         new, old = staging / "new", staging / "old"
@@ -119,7 +119,12 @@ def atomic_folder(path: Path | str, replaces: str) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def _check_replaceable(path: Path, replaces: str) -> None:
+def check_replaceable(path: Path, replaces: str) -> None:
+    """Makes sure that :func:`atomic_folder` would put its folder at ``path``.
+
+    Raises:
+        OutputError: Something else is there.
+    """
     if not path.exists():
         return
     if not path.is_dir():

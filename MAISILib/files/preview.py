@@ -6,6 +6,7 @@ the top of the axial plane and on the left of the sagittal one, superior at the 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ def write_preview(
     mask: LabelMap | None = None,
     title: str = "",
     window: tuple[float, float] | None = None,
+    focus: Collection[int] = (),
 ) -> None:
     """Writes the preview of a sample as PNG, 1200 pixels wide.
 
@@ -48,11 +50,12 @@ def write_preview(
         mask: Its label map, on the same or another grid; without one there is one row and no legend.
         title: First line of the picture.
         window: Lowest and highest value shown; None for soft tissue (CT) or the 1st–99.5th percentile (MR).
+        focus: Labels that the planes go through, where the mask has them; else they go through the organs' middle.
 
     Raises:
         OutputError: The file cannot be written.
     """
-    picture = draw_preview(image, mask, title, window)
+    picture = draw_preview(image, mask, title, window, focus)
     with atomic_path(path) as temporary:
         picture.save(temporary, format="PNG")
 
@@ -62,6 +65,7 @@ def draw_preview(
     mask: LabelMap | None = None,
     title: str = "",
     window: tuple[float, float] | None = None,
+    focus: Collection[int] = (),
 ) -> Any:
     """The preview as a PIL image; see `write_preview`."""
     from PIL import Image, ImageDraw
@@ -73,7 +77,7 @@ def draw_preview(
         labels = resample_labels(LabelMap(*to_canonical(mask.array, mask.affine), mask.table), grid).array
     values, labels, grid = _cropped(values, labels, affine)
     low, high = window or _automatic_window(image)
-    center = _center(values, labels, mask)
+    center = _center_of(labels, focus) or _center(values, labels, mask)
     sizes = _panel_sizes(grid)
     row_height = max(height for _, height in sizes.values())
     legend = _Legend(mask.table, mask.labels) if mask is not None else None
@@ -137,6 +141,14 @@ def _automatic_window(image: Volume) -> tuple[float, float]:
         return SOFT_TISSUE
     low, high = np.percentile(image.array, (1, 99.5))
     return float(low), float(max(high, low + 1e-6))
+
+
+def _center_of(labels: np.ndarray | None, focus: Collection[int]) -> tuple[int, ...] | None:
+    """Voxel on the planes that show most of these labels; None where there are none of them."""
+    shown = np.isin(labels, [*focus]) if labels is not None else np.zeros(0, bool)
+    if not shown.any():
+        return None
+    return tuple(int(shown.sum(axis=tuple({0, 1, 2} - {axis})).argmax()) for axis in range(3))
 
 
 def _center(values: np.ndarray, labels: np.ndarray | None, mask: LabelMap | None) -> tuple[int, ...]:

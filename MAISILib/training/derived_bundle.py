@@ -9,13 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from MAISILib.anatomy.grids import content_box
 from MAISILib.anatomy.labels import LabelTable
 from MAISILib.anatomy.library import MaskLibrary, build_library
 from MAISILib.bundles.bundle import Bundle
 from MAISILib.bundles.manifest import MANIFEST_NAME, Manifest, NetworkEntry, write_manifest
 from MAISILib.bundles.weights import sha256_of
 from MAISILib.files.atomic import atomic_folder
+from MAISILib.generation.settings import recommendation
 from MAISILib.volumes import Grid, LabelMap
+
+_SUFFIX = ", fine-tuned"
 
 
 def write_derived_bundle(
@@ -23,34 +29,39 @@ def write_derived_bundle(
     out: Path,
     table: LabelTable,
     controlnet: Path,
-    masks: Iterable[tuple[str, LabelMap]],
+    masks: Iterable[LabelMap],
+    focus: tuple[int, ...],
     made_by: dict[str, Any],
 ) -> Path:
     """Writes a whole bundle or nothing.
 
     The library holds the parent's masks (where they are in our format; a published library of thousands stays with the
-    parent) and the new ones, so that new labels can be asked for at once.
+    parent) and the new ones, so that new labels can be asked for at once. Of the new masks only voxels are kept: they
+    are numbered, and their centres lie at the origin.
 
     Args:
         parent: Its networks are copied.
         out: The new folder; one that holds a bundle is replaced.
         table: Labels of the new bundle.
         controlnet: Its weights, safetensors.
-        masks: Name and label map; their centres are moved to the origin.
+        masks: New label maps for the library, in the orientation of the bundle's own (R, A, S).
+        focus: Labels that shall be seen when a mask is taken at the bundle's first recommended size.
         made_by: For the manifest; parent and its weights are added.
 
     Raises:
+        BundleError: A file of the parent is missing or damaged.
         OutputError: The folder cannot be written, or holds something else.
     """
     old = parent.manifest
     with atomic_folder(out, MANIFEST_NAME) as folder:
         entries: dict[str, NetworkEntry] = {}
         for name, entry in old.networks.items():
-            source = controlnet if name == "controlnet" else parent.path(entry.weights)
-            path = folder / (f"{name}.safetensors" if name == "controlnet" else entry.weights)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, path)
-            form = "safetensors" if name == "controlnet" else entry.format
+            if name == "controlnet":
+                path = Path(shutil.copyfile(controlnet, folder / "controlnet.safetensors"))
+                form = "safetensors"
+            else:
+                parent.check_file(name)
+                path, form = _copied(parent, entry.weights, folder), entry.format
             entries[name] = NetworkEntry(
                 definition=entry.definition,
                 weights=path.relative_to(folder).as_posix(),
@@ -58,17 +69,19 @@ def write_derived_bundle(
                 sha256=sha256_of(path),
                 bytes=path.stat().st_size,
             )
+        for table_file in _tables(old):
+            if parent.path(table_file).is_file():  # else it is one of Resources
+                _copied(parent, table_file, folder)
         table.write(folder / "labels.csv")
-        index = build_library(_library(parent, table, masks), folder / "masks", table)
+        index = build_library(_library(parent, table, masks, focus), folder / "masks", table)
         fields = old.model_dump() | {
             "name": _name(out),
-            "title": f"{old.title}, fine-tuned",
+            "title": old.title.removesuffix(_SUFFIX) + _SUFFIX,
             "version": "1",
             "labels": "labels.csv",
             "networks": entries,
             "scale_factor": parent.scale_factor(),
             "masks": {"index": index.relative_to(folder).as_posix(), "format": "maisi"},
-            "quality": _quality(parent, folder),
             "sources": {},
             "made_by": {
                 **made_by,
@@ -81,19 +94,24 @@ def write_derived_bundle(
 
 def _name(out: Path) -> str:
     """A bundle name from a folder's."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", out.name).strip("-._") or "fine-tuned"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", out.absolute().name).strip("-._") or "fine-tuned"
 
 
-def _quality(parent: Bundle, folder: Path) -> str | None:
-    path = parent.quality_path()
-    if path is None:
-        return None
-    shutil.copyfile(path, folder / "quality.csv")
-    return "quality.csv"
+def _tables(manifest: Manifest) -> list[str]:
+    """Tables that the manifest names, which may lie in the bundle."""
+    generator = manifest.mask_generator
+    named = [manifest.quality, *((generator.sizes, generator.classes) if generator else ())]
+    return [path for path in named if isinstance(path, str)]
+
+
+def _copied(parent: Bundle, relative: str, folder: Path) -> Path:
+    target = folder / relative
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copyfile(parent.path(relative), target))
 
 
 def _library(
-    parent: Bundle, table: LabelTable, masks: Iterable[tuple[str, LabelMap]]
+    parent: Bundle, table: LabelTable, masks: Iterable[LabelMap], focus: tuple[int, ...]
 ) -> Iterator[tuple[str, LabelMap]]:
     own = parent.manifest.masks
     taken: set[str] = set()
@@ -103,10 +121,30 @@ def _library(
             name = Path(entry.file).name.removesuffix(".nii.gz")
             taken.add(name.casefold())
             yield name, library.load(entry)
-    for number, (name, mask) in enumerate(masks):
-        plain = f"case-{re.sub(r'[^A-Za-z0-9_-]+', '-', name).strip('-') or number}"
-        while plain.casefold() in taken:
-            plain = f"{plain}-{number}"
-        taken.add(plain.casefold())
-        grid = Grid.axis_aligned(mask.grid.shape, mask.spacing)
-        yield plain, replace(mask, affine=grid.affine, table=table)
+    best = recommendation(parent.manifest, (), next(iter(parent.manifest.modality)))
+    number = 0
+    for mask in masks:
+        number += 1
+        while f"case-{number}" in taken:
+            number += 1
+        part = _in_view(mask, focus, [n * s for n, s in zip(best.size, best.spacing, strict=True)])
+        grid = Grid.axis_aligned(part.grid.shape, part.spacing)
+        yield f"case-{number}", replace(part, affine=grid.affine, table=table, source="case of a fine-tuning")
+
+
+def _in_view(mask: LabelMap, focus: tuple[int, ...], view: list[float]) -> LabelMap:
+    """The mask, or a part of it, so that its middle has the focus in it: ``view`` (mm) is what of it will be shown."""
+    inside = np.isin(mask.array, focus)
+    if not inside.any():
+        return mask
+    box = content_box(mask.with_array(inside.astype(np.uint8)))
+    kept = []
+    for n, step, extent, first, last in zip(mask.array.shape, mask.spacing, view, *box, strict=True):
+        length = min(n, int(extent / step + 1e-6))
+        start = (n - length) // 2
+        if start < first and last < start + length - 1:  # a voxel to spare, for resampling
+            kept.append(slice(None))
+            continue
+        start = min(max((first + last + 1 - length) // 2, 0), n - length)
+        kept.append(slice(start, start + length))
+    return mask.with_array(np.ascontiguousarray(mask.array[tuple(kept)]))

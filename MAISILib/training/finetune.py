@@ -8,65 +8,48 @@ around as it was.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from MAISILib.anatomy.labels import LabelTable
+from MAISILib.anatomy.masks import remove_tumors
 from MAISILib.bundles.bundle import Bundle
-from MAISILib.errors import RequestError
 from MAISILib.files.atomic import write_text
 from MAISILib.files.nifti import write_labels, write_volume
 from MAISILib.files.preview import write_preview
+from MAISILib.generation.plan import choose_device
 from MAISILib.generation.progress import CancelToken
-from MAISILib.jobs.folder import Event, OnEvent
-from MAISILib.training.cases import Case
+from MAISILib.jobs.folder import Event, JobFolder, OnEvent
+from MAISILib.training.checkpoint import check_same_run
 from MAISILib.training.controlnet_task import ControlNetTask
 from MAISILib.training.datalist import DataItem, Datalist, read_datalist, write_datalist
 from MAISILib.training.denoising import make_schedule
 from MAISILib.training.derived_bundle import write_derived_bundle
-from MAISILib.training.durations import DURATIONS
 from MAISILib.training.encoding import GridRule, encode_items
-from MAISILib.training.finetune_data import Preparation, PreparedCase, prepare_cases
+from MAISILib.training.finetune_data import PreparedCase, prepare_cases
+from MAISILib.training.finetune_request import (
+    LATENTS_NAME,
+    PAIRS_NAME,
+    RECIPE,
+    RUN_NAME,
+    FineTuning,
+    as_request,
+)
 from MAISILib.training.latents import LatentDataset
-from MAISILib.training.recipes import ControlNetRecipe
-from MAISILib.training.rendering import Renderer, difference_of
-from MAISILib.training.start import run_task
+from MAISILib.training.recipes import ControlNetRecipe, parse_recipe
+from MAISILib.training.rendering import Renderer, difference_of, write_comparison
+from MAISILib.training.start import Outcome, run_task
+
+__all__ = ["FineTuned", "FineTuning", "build_and_load", "finetune"]
 
 #: With so many cases, one in :data:`_HELD_OUT_OF` of them is held out for validation and comparison.
 _ENOUGH_CASES, _HELD_OUT_OF = 3, 6
 #: Solver steps of the pictures during the training, and of the comparison at its end.
 _PICTURE_STEPS, _COMPARISON_STEPS = 8, 20
 _SEED = 20260101
-_CASES_NAME = "prepared.json"
-
-
-@dataclass(frozen=True)
-class FineTuning:
-    """What a fine-tuning is asked to do.
-
-    Args:
-        preparation: Bundle, label table, mapping and focus labels, from ``plan_preparation``.
-        cases: The user's cases.
-        out: Folder of the new bundle. Work is done in ``<out>-training`` beside it, which can be deleted afterwards.
-        steps: Training steps.
-        recipe: Fields of :class:`ControlNetRecipe` to change.
-    """
-
-    preparation: Preparation
-    cases: Sequence[Case]
-    out: Path
-    steps: int = DURATIONS["normal"]
-    recipe: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def work(self) -> Path:
-        """Where pairs, latents, checkpoint, events and pictures lie."""
-        return self.out.with_name(f"{self.out.name}-training")
 
 
 @dataclass(frozen=True)
@@ -77,8 +60,10 @@ class FineTuned:
         bundle: Folder of the new bundle.
         cases: Names of the cases that were learned from.
         held_out: Names of those that were not.
-        metrics: Change inside and outside the focus labels against the parent, last validation, steps, seconds.
+        metrics: Of the comparison, see :func:`~MAISILib.training.rendering.difference_of`; validation of the weights;
+            ``steps``, ``weights_step`` (the step that the weights are of) and ``seconds`` of the training.
         comparison: Picture of parent and new model on the same noise.
+        notes: What to expect of so few cases.
     """
 
     bundle: Path
@@ -86,6 +71,7 @@ class FineTuned:
     held_out: tuple[str, ...]
     metrics: dict[str, float]
     comparison: Path
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON shows it."""
@@ -95,6 +81,7 @@ class FineTuned:
             "held_out": list(self.held_out),
             "metrics": self.metrics,
             "comparison": str(self.comparison),
+            "notes": list(self.notes),
         }
 
 
@@ -110,137 +97,214 @@ def finetune(
 ) -> FineTuned:
     """Trains and writes the new bundle.
 
+    The work folder is a job folder: its ``events.jsonl`` tells all stages, also those of the training.
+
     Args:
         wish: What to do.
-        resume: Go on with the work in ``wish.work``.
+        resume: Go on with the training in ``wish.work``, if one was begun there.
         skip_bad: Leave out cases that cannot be used.
         device: As for training.
         cancel: Ends the training after its present step, saved.
-        on_event: Hears what goes on.
+        on_event: Hears what goes on; files are relative to the work folder.
         on_skip: Called with name and reason of each case left out.
 
     Raises:
-        MaisiError: Cases, labels or bundle do not fit, or the training failed. No half bundle is left.
+        MaisiError: Cases, labels, bundle or folders do not fit, the work folder holds a training that was asked
+            something else, or the training failed. No half bundle is left.
     """
-    if not wish.preparation.focus:
-        raise RequestError("Nothing to learn: name a new label (--new-label), or a label of the bundle (--focus).")
-    cancel = cancel or CancelToken()
-    bundle, table = wish.preparation.bundle, wish.preparation.table
-    prepared = _prepared(wish, resume, skip_bad, cancel, on_event, on_skip)
-    latents = _latents(wish, cancel, on_event)
-    # More than one network on the same device: the renderer keeps UNet and autoencoder, the task shares the UNet.
-    unet = bundle.load("diffusion")
-    task, recipe = _task(wish, unet, latents)
-    shown = prepared[-1]  # a held-out one where there are any
-    renderer = _LazyRenderer(bundle, unet)
+    wish.check(resume=resume)
+    device = choose_device(device)
+    _recipe(wish, validated=False)  # a wish that does not fit is refused now
+    identity, broken_off = wish.identity(), wish.broken_off()
+    if broken_off is None:
+        wish.start_anew()
+    else:
+        check_same_run(broken_off, identity, wish.work)
+    job = JobFolder(wish.work)
+    job.write_request(as_request(identity))
 
-    def on_validation(step: int, networks: dict[str, nn.Module], folder: Path) -> list[Path]:
-        image = renderer.get(networks["controlnet"]).image(
-            networks["controlnet"], shown.mask, steps=_PICTURE_STEPS, seed=_SEED
-        )
-        path = folder / "pictures" / f"step-{step:05d}.png"
-        write_preview(path, image, shown.mask, f"{shown.name}, step {step}")
-        return [path]
+    def tell(event: Event) -> None:
+        job.event(event)
+        on_event(event)
 
-    run = wish.work / "controlnet"
-    outcome = run_task(
-        task, recipe, run, None, resume=resume, device=device, cancel=cancel, on_event=on_event,
-        on_validation=on_validation,
-    )  # fmt: skip
-    tuned = build_and_load(bundle, outcome.weights["controlnet"])
-    metrics, comparison = _compare(wish, unet, tuned, shown)
-    metrics |= {"steps": outcome.steps, "seconds": round(outcome.seconds, 1)}
-    metrics |= {f"validation {name}": value for name, value in outcome.figures.items()}
-    held_out = tuple(item.name for item in latents.validation)
-    learned = tuple(case.name for case in prepared if case.name not in held_out)
-    on_event(Event("bundle", 0, 1, f"writing {wish.out}"))
-    folder = write_derived_bundle(
-        bundle,
-        wish.out,
-        table,
-        outcome.weights["controlnet"],
-        [(case.name, case.mask) for case in prepared],
-        {
-            "recipe": "maisi finetune",
-            "cases": len(learned),
-            "held_out_cases": len(held_out),
-            "focus": [table[value].name for value in wish.preparation.focus],
-            "mapping": wish.preparation.mapping.notes(),
-            "metrics": {name: round(value, 4) for name, value in metrics.items()},
-            "training": recipe.model_dump(mode="json", exclude={"init_from", "definition"}),
-        },
-    )
-    return FineTuned(folder, learned, held_out, metrics, comparison)
+    with job.running():
+        return _Work(wish, device, cancel or CancelToken(), tell).go(skip_bad, on_skip)
 
 
 def build_and_load(bundle: Bundle, weights: Path) -> nn.Module:
-    """The bundle's ControlNet with other weights, in evaluation mode."""
+    """The bundle's ControlNet with other weights (safetensors), frozen and in evaluation mode."""
     from MAISILib.bundles.networks import build_network
     from MAISILib.bundles.weights import check_and_load, read_state_dict
 
     network = build_network(bundle.entry("controlnet").definition)
-    return check_and_load(network, read_state_dict(weights, "safetensors"), str(weights)).float()
+    return check_and_load(network, read_state_dict(weights, "safetensors"), str(weights))
 
 
-class _LazyRenderer:
-    """A renderer on the device on which the training runs, made when the first picture is wanted."""
+class _Work:
+    """The walk from cases to bundle."""
 
-    def __init__(self, bundle: Bundle, unet: nn.Module) -> None:
-        self._bundle, self._unet, self._made = bundle, unet, None
+    def __init__(self, wish: FineTuning, device: str, cancel: CancelToken, tell: OnEvent) -> None:
+        self._wish, self._device, self._cancel, self._tell = wish, device, cancel, tell
+        self._bundle, self._focus = wish.preparation.bundle, wish.preparation.focus
 
-    def get(self, network: nn.Module) -> Renderer:
-        if self._made is None:
-            self._made = Renderer(self._bundle, self._unet, str(next(network.parameters()).device))
-        return self._made
+    def go(self, skip_bad: bool, on_skip: Callable[[str], None]) -> FineTuned:
+        prepared = self._prepare(skip_bad, on_skip)
+        count = max(1, len(prepared) // _HELD_OUT_OF) if len(prepared) >= _ENOUGH_CASES else 0
+        learned, held_out = prepared[: len(prepared) - count], prepared[len(prepared) - count :]
+        notes = _expectation(len(learned), count)
+        if notes:
+            self._tell(Event("prepare", len(prepared), len(prepared), notes))
+        latents = self._encode(learned, held_out)
+        unet = self._bundle.load("diffusion")
+        renderer = Renderer(self._bundle, unet, self._device)  # which shares the UNet with the training
+        shown = prepared[-1]  # a held-out one where there are any
+        outcome, recipe = self._train(unet, latents, renderer, shown)
+        metrics, comparison = self._compare(renderer, outcome, shown)
+        metrics |= {"steps": outcome.steps, "weights_step": outcome.weights_step, "seconds": round(outcome.seconds, 1)}
+        metrics |= {f"validation {name}": value for name, value in outcome.figures.items()}
+        made_by = {
+            "recipe": RECIPE,
+            "cases": len(learned),
+            "held_out_cases": count,
+            "focus": [self._wish.preparation.table[value].name for value in self._focus],
+            "mapping": self._wish.preparation.mapping.notes(),
+            "metrics": {name: round(value, 4) for name, value in metrics.items()},
+            "training": recipe.model_dump(mode="json", exclude={"init_from", "definition"}),
+        }
+        self._cancel.check()
+        self._tell(Event("bundle", 0, 1, f"writing {self._wish.out}"))
+        folder = write_derived_bundle(
+            self._bundle,
+            self._wish.out,
+            self._wish.preparation.table,
+            outcome.weights["controlnet"],
+            [case.mask for case in prepared],
+            self._focus,
+            made_by,
+        )
+        self._tell(Event("bundle", 1, 1, f"{folder} is ready"))
+        names = [tuple(case.name for case in cases) for cases in (learned, held_out)]
+        return FineTuned(folder, *names, metrics, comparison, (notes,) if notes else ())
+
+    def _prepare(self, skip_bad: bool, on_skip: Callable[[str], None]) -> list[PreparedCase]:
+        def on_progress(done: int, total: int, name: str) -> None:
+            self._cancel.check()
+            self._tell(Event("prepare", done, total, name))
+
+        cases, total = self._wish.cases, len(self._wish.cases)
+        prepared = prepare_cases(
+            self._wish.preparation, cases, skip_bad=skip_bad, on_skip=on_skip, on_progress=on_progress
+        )
+        for case in prepared:
+            self._tell(Event("prepare", total, total, f"{case.name}: {' '.join(case.notes)}"))
+        return prepared
+
+    def _encode(self, learned: list[PreparedCase], held_out: list[PreparedCase]) -> Datalist:
+        """Pairs and latents on disk; latents that are there already stay."""
+        folder, modality = self._wish.work / PAIRS_NAME, next(iter(self._bundle.manifest.modality))
+        items: dict[bool, list[DataItem]] = {False: [], True: []}
+        notes = []
+        for case, is_held_out in [*((case, False) for case in learned), *((case, True) for case in held_out)]:
+            self._cancel.check()
+            image, label = folder / f"{case.name}_image.nii.gz", folder / f"{case.name}_seg.nii.gz"
+            write_volume(case.image, image, case.name, synthetic=False)
+            write_labels(case.mask, label, case.name, synthetic=False)
+            items[is_held_out].append(DataItem(case.name, image, label, modality))
+            notes.append({"case": case.name, "held_out": is_held_out, "notes": case.notes})
+        write_datalist(folder / "datalist.json", items[False], items[True])
+        write_text(folder / "notes.json", json.dumps(notes, indent=1, ensure_ascii=False) + "\n")
+        encoded = encode_items(
+            self._bundle,
+            read_datalist(folder / "datalist.json", fold=None),
+            self._wish.work / LATENTS_NAME,
+            table=self._wish.preparation.table,
+            grid=GridRule(keep=True),
+            mirrored=True,
+            device=self._device,
+            cancel=self._cancel,
+            on_progress=lambda p: self._tell(Event("encode", p.done, p.total, p.message)),
+        )
+        return read_datalist(encoded.datalist, fold=None)
+
+    def _train(
+        self, unet: nn.Module, latents: Datalist, renderer: Renderer, shown: PreparedCase
+    ) -> tuple[Outcome, ControlNetRecipe]:
+        recipe = _recipe(self._wish, bool(latents.validation))
+        sha256, table = self._bundle.weights_sha256()["autoencoder"], self._wish.preparation.table
+
+        def dataset(items: Sequence[DataItem], sample: bool) -> LatentDataset:
+            return LatentDataset(
+                items, autoencoder_sha256=sha256, scale_factor=self._bundle.scale_factor(), sample=sample, table=table,
+                modalities=self._bundle.manifest.modality,
+            )  # fmt: skip
+
+        task = ControlNetTask(
+            recipe,
+            unet,
+            self._bundle.entry("controlnet").definition,
+            make_schedule(self._bundle.manifest.schedule.model_dump()),
+            dataset(latents.training, recipe.sample_posterior),
+            dataset(latents.validation, False),
+            table,
+            self._bundle.load("controlnet").state_dict(),
+        )
+
+        def on_validation(step: int, networks: dict[str, nn.Module], folder: Path) -> list[Path]:
+            image = renderer.image(networks["controlnet"], shown.mask, steps=_PICTURE_STEPS, seed=_SEED)
+            path = folder / "pictures" / f"step-{step:05d}.png"
+            write_preview(path, image, shown.mask, f"{shown.name}, step {step}", focus=self._focus)
+            return [path]
+
+        outcome = run_task(
+            task,
+            recipe,
+            self._wish.run,
+            None,
+            resume=True,  # that it may go on was checked
+            device=self._device,
+            cancel=self._cancel,
+            on_event=lambda e: self._tell(replace(e, file=f"{RUN_NAME}/{e.file}") if e.file else e),
+            on_validation=on_validation,
+        )
+        return outcome, recipe
+
+    def _compare(self, renderer: Renderer, outcome: Outcome, shown: PreparedCase) -> tuple[dict[str, float], Path]:
+        """Parent and new model on the same patient and noise: figures, and a picture with one above the other.
+
+        The parent sees the hosts of labels that it does not know.
+        """
+        self._tell(Event("compare", 0, 1, "parent and new model on the same noise"))
+        unknown = [label.value for label in shown.mask.table if label not in set(self._bundle.labels)]
+        before, after = (
+            renderer.image(
+                network.to(self._device), mask, steps=_COMPARISON_STEPS, seed=_SEED, check=self._cancel.check
+            )
+            for network, mask in (
+                (self._bundle.load("controlnet"), remove_tumors(shown.mask, unknown)),
+                (build_and_load(self._bundle, outcome.weights["controlnet"]), shown.mask),
+            )
+        )
+        path = self._wish.work / "comparison.png"
+        rows = {f"{shown.name}: before": before, f"{shown.name}: after": after}
+        write_comparison(path, rows, shown.mask, self._focus)
+        self._tell(Event("picture", 1, 1, file=path.name))
+        return difference_of(before, after, shown.mask, self._focus), path
 
 
-def _prepared(
-    wish: FineTuning,
-    resume: bool,
-    skip_bad: bool,
-    cancel: CancelToken,
-    on_event: OnEvent,
-    on_skip: Callable[[str], None],
-) -> list[PreparedCase]:
-    """All cases as training pairs, also on disk; the held-out ones last."""
-
-    def on_progress(done: int, total: int, name: str) -> None:
-        cancel.check()
-        on_event(Event("prepare", done, total, name))
-
-    prepared = prepare_cases(wish.preparation, wish.cases, skip_bad=skip_bad, on_skip=on_skip, on_progress=on_progress)
-    folder = wish.work / "pairs"
-    if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
-    count = max(1, len(prepared) // _HELD_OUT_OF) if len(prepared) >= _ENOUGH_CASES else 0
-    items = []
-    for case in prepared:
-        image, label = folder / f"{case.name}_image.nii.gz", folder / f"{case.name}_seg.nii.gz"
-        write_volume(case.image, image, case.name, synthetic=False)
-        write_labels(case.mask, label, case.name, synthetic=False)
-        items.append(DataItem(case.name, image, label, next(iter(wish.preparation.bundle.manifest.modality))))
-    split = len(items) - count
-    write_datalist(folder / "datalist.json", items[:split], items[split:])
-    notes = {case.name: list(case.notes) for case in prepared}
-    write_text(wish.work / _CASES_NAME, json.dumps(notes, indent=1, ensure_ascii=False) + "\n")
-    return prepared
-
-
-def _latents(wish: FineTuning, cancel: CancelToken, on_event: OnEvent) -> Datalist:
-    encoded = encode_items(
-        wish.preparation.bundle,
-        read_datalist(wish.work / "pairs" / "datalist.json", fold=None),
-        wish.work / "latents",
-        table=wish.preparation.table,
-        grid=GridRule(keep=True),
-        mirrored=True,
-        cancel=cancel,
-        on_progress=lambda p: on_event(Event("encode", p.done, p.total, p.message)),
+def _expectation(learned: int, held_out: int) -> str:
+    """What to expect of so few cases; empty where one is held out to tell."""
+    if held_out:
+        return ""
+    what = "One case: the model learns the look of this one example and may repeat it wherever it is asked for."
+    if learned > 1:
+        what = f"{learned} cases: the model learns the look of these few."
+    return (
+        f"{what} None is held out, so nothing measures how it does on other patients; three or more cases allow that."
     )
-    return read_datalist(encoded.datalist, fold=None)
 
 
-def _task(wish: FineTuning, unet: nn.Module, latents: Datalist) -> tuple[ControlNetTask, ControlNetRecipe]:
+def _recipe(wish: FineTuning, validated: bool) -> ControlNetRecipe:
+    """How the ControlNet is trained: all defaults of fine-tuning, and what the wish changes in them."""
     bundle, focus = wish.preparation.bundle, list(wish.preparation.focus)
     hosted = [value for value in focus if value in wish.preparation.table.hosts()]
     fields: dict[str, Any] = {
@@ -262,28 +326,9 @@ def _task(wish: FineTuning, unet: nn.Module, latents: Datalist) -> tuple[Control
         "label_dropout": 0.05,
         "validate_every": max(25, wish.steps // 6),
     }
-    if latents.validation:
+    if validated:
         fields |= {"best_metric": "region_loss", "patience": 4}
-    recipe = ControlNetRecipe(**{**fields, **wish.recipe})
-    sha256 = bundle.weights_sha256()["autoencoder"]
-
-    def dataset(items: Sequence[DataItem], sample: bool) -> LatentDataset:
-        return LatentDataset(
-            items, autoencoder_sha256=sha256, scale_factor=bundle.scale_factor(), sample=sample,
-            table=wish.preparation.table, modalities=bundle.manifest.modality,
-        )  # fmt: skip
-
-    task = ControlNetTask(
-        recipe,
-        unet,
-        bundle.entry("controlnet").definition,
-        make_schedule(bundle.manifest.schedule.model_dump()),
-        dataset(latents.training, True),
-        dataset(latents.validation, False),
-        wish.preparation.table,
-        bundle.load("controlnet").state_dict(),
-    )
-    return task, recipe
+    return parse_recipe({**fields, **wish.recipe}, ControlNetRecipe, "recipe of the fine-tuning")
 
 
 def _box(bundle: Bundle) -> tuple[int, int, int]:
@@ -292,32 +337,3 @@ def _box(bundle: Bundle) -> tuple[int, int, int]:
     size = bundle.manifest.recommended[0].size
     x, y, z = (max(step, round(n / bundle.compression / 2 / step) * step) for n in size)
     return x, y, z
-
-
-def _compare(wish: FineTuning, unet: nn.Module, tuned: nn.Module, shown: PreparedCase) -> tuple[dict[str, float], Path]:
-    """Parent and new model on the same patient and noise: figures, and a picture with one above the other.
-
-    The parent, which does not know new labels, sees their hosts.
-    """
-    bundle = wish.preparation.bundle
-    renderer = Renderer(bundle, unet.cpu())
-    before = renderer.image(bundle.load("controlnet"), shown.mask_free, steps=_COMPARISON_STEPS, seed=_SEED)
-    after = renderer.image(tuned, shown.mask, steps=_COMPARISON_STEPS, seed=_SEED)
-    path = wish.work / "comparison.png"
-    _write_comparison(path, before, after, shown, wish.preparation.table)
-    return difference_of(before, after, shown.mask, wish.preparation.focus), path
-
-
-def _write_comparison(path: Path, before: Any, after: Any, shown: PreparedCase, table: LabelTable) -> None:
-    from PIL import Image
-
-    from MAISILib.files.atomic import atomic_path
-    from MAISILib.files.preview import draw_preview
-
-    above = draw_preview(before, shown.mask, f"{shown.name}: before")
-    below = draw_preview(after, shown.mask, f"{shown.name}: after")
-    picture = Image.new("RGB", (above.width, above.height + below.height))
-    picture.paste(above, (0, 0))
-    picture.paste(below, (0, above.height))
-    with atomic_path(path) as temporary:
-        picture.save(temporary, format="PNG")

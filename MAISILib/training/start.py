@@ -12,6 +12,7 @@ from MAISILib.errors import TrainingError, did_you_mean
 from MAISILib.generation.progress import CancelToken
 from MAISILib.jobs.folder import OnEvent
 from MAISILib.training.autoencoder import AutoencoderTask, autoencoder_task
+from MAISILib.training.checkpoint import read_checkpoint
 from MAISILib.training.controlnet_task import controlnet_task
 from MAISILib.training.datalist import Datalist, read_datalist
 from MAISILib.training.diffusion_task import diffusion_task
@@ -27,7 +28,7 @@ from MAISILib.training.recipes import (
     read_recipe,
 )
 from MAISILib.training.task import Task
-from MAISILib.training.trainer import Trainer
+from MAISILib.training.trainer import BEST_NAME, Trainer
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,10 @@ class Outcome:
         folder: The run.
         steps: Steps taken, all sessions together.
         seconds: Time spent, all sessions together.
-        figures: Last validation.
-        weights: Averaged weights, safetensors in fp16, by network.
+        figures: Validation of the weights.
+        weights: Averaged weights, safetensors in fp16, by network: the last ones, or where the recipe names a
+            ``best_metric`` those that validated best.
+        weights_step: The step that they are of.
     """
 
     folder: Path
@@ -47,6 +50,7 @@ class Outcome:
     seconds: float
     figures: dict[str, float]
     weights: dict[str, Path]
+    weights_step: int
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON shows it."""
@@ -56,6 +60,7 @@ class Outcome:
             "seconds": round(self.seconds, 1),
             "figures": self.figures,
             "weights": {name: str(path) for name, path in self.weights.items()},
+            "weights_step": self.weights_step,
         }
 
 
@@ -101,15 +106,22 @@ def start_training(
 
 
 def run_task(task: Task, recipe: Recipe, out: Path, scale_factor: float | None, **options: Any) -> Outcome:
-    """Trains a task and exports its averaged weights into ``out/weights``, the UNet's with its scale factor."""
+    """Trains a task and exports its averaged weights into ``out/weights``, the UNet's with its scale factor.
+
+    With a ``best_metric`` in the recipe, and held-out items to measure it on, these are the weights that were best.
+    """
     trainer = Trainer(task, recipe, out, **options)
-    figures = trainer.run()
+    figures, step = trainer.run(), trainer.step
     weights = {}
     if trainer.is_first:
-        for name, average in trainer.averages.items():
+        averages = {name: average.weights for name, average in trainer.averages.items()}
+        if recipe.best_metric is not None and task.validation_count():
+            best = read_checkpoint(out / BEST_NAME)
+            averages, figures, step = best.averages, best.figures, best.step
+        for name, average in averages.items():
             path = out / "weights" / f"{name}.safetensors"
-            weights[name] = save_safetensors(average.weights, path, scale_factor=scale_factor)
-    return Outcome(out, trainer.step, trainer.seconds, figures, weights)
+            weights[name] = save_safetensors(average, path, scale_factor=scale_factor)
+    return Outcome(out, trainer.step, trainer.seconds, figures, weights, step)
 
 
 def _kind(named: str, recipe: Path) -> str:
