@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 
 from MAISILib.anatomy.labels import LabelTable
+from MAISILib.errors import TrainingError
 from MAISILib.files.atomic import write_text
 from MAISILib.files.nifti import write_labels, write_volume
 from MAISILib.training.head_neck import Case, case_names, crop_grid, read_case, sample_case
 from MAISILib.volumes import Grid, LabelMap, Volume
 
 DATALIST_NAME = "datalist.json"
+#: What the pairs in a folder were asked to be.
+_SETTINGS_NAME = "settings.json"
 
 
 def prepare_patients(
@@ -42,7 +45,11 @@ def prepare_patients(
         spacings: mm ``(x, y, z)``.
         seed: Of the heights.
         on_progress: Called with a line now and then.
+
+    Raises:
+        TrainingError: A folder holds no patients, a patient's file is missing, or ``out`` holds other crops.
     """
+    _check_settings(out, {"shape": list(shape), "spacings": [list(spacing) for spacing in spacings], "seed": seed})
     path = out / DATALIST_NAME
     if path.exists():
         return path
@@ -50,20 +57,23 @@ def prepare_patients(
     for split, section in (("train", "training"), ("validation", "validation")):
         names = case_names(data / split)
         for number, name in enumerate(names):
-            case = read_case(data / split, name)
-            wanted = list(enumerate(spacings if split == "train" else spacings[:1]))
-            for variant, grid in ((v, _grid(case, v, shape, spacing, seed)) for v, spacing in wanted):
-                stem = f"{split}/{name}-{variant}"
-                _write_pair(case, grid, out, stem, table)
-                entries[section].append(
-                    {
-                        "image": f"{stem}_ct.nii.gz",
-                        "label": f"{stem}_seg.nii.gz",
-                        "dim": list(grid.shape),
-                        "spacing": [round(s, 6) for s in grid.spacing],
-                        "modality": "ct",
-                    }
-                )
+            wanted = spacings if split == "train" else spacings[:1]
+            crops = {f"{split}/{name}-{variant}": (variant, spacing) for variant, spacing in enumerate(wanted)}
+            if missing := [stem for stem in crops if not _is_there(out, stem)]:
+                case = read_case(data / split, name)
+                for stem in missing:
+                    variant, spacing = crops[stem]
+                    _write_pair(case, _grid(case, variant, shape, spacing, seed), out, stem, table)
+            entries[section] += [
+                {
+                    "image": f"{stem}_ct.nii.gz",
+                    "label": f"{stem}_seg.nii.gz",
+                    "dim": list(shape),
+                    "spacing": list(spacing),
+                    "modality": "ct",
+                }
+                for stem, (_, spacing) in crops.items()
+            ]
             if number % 20 == 0:
                 on_progress(f"{split}: {number + 1} of {len(names)} patients prepared")
     write_text(path, json.dumps(entries, indent=1) + "\n")
@@ -79,6 +89,20 @@ def centred_masks(datalist: Path, table: LabelTable) -> Iterator[tuple[str, Volu
         if variant == "0":
             folder = datalist.parent
             yield name, read_volume(folder / entry["image"]), read_labels(folder / entry["label"], table)
+
+
+def _check_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Makes sure that pairs which are there already are of the kind that is asked for."""
+    path = out / _SETTINGS_NAME
+    text = json.dumps(settings) + "\n"
+    if not path.exists():
+        write_text(path, text)
+    elif path.read_text(encoding="utf-8") != text:
+        raise TrainingError(f"{out} holds crops of other sizes or places. Give another folder, or delete this one.")
+
+
+def _is_there(out: Path, stem: str) -> bool:
+    return all((out / f"{stem}_{kind}.nii.gz").is_file() for kind in ("ct", "seg"))
 
 
 def _grid(

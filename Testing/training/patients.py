@@ -44,3 +44,12 @@ def write_patient(
             stored, stored_affine = array[::-1, ::-1], affine @ flip
         image = nib.Nifti1Image(stored, stored_affine)  # type: ignore[attr-defined]
         nib.save(image, folder / f"{name}_{kind}.nii.gz")  # type: ignore[attr-defined]
+
+
+def write_openkbp(folder: Path) -> Path:
+    """A folder in the layout of OpenKBP with ``train`` (three patients) and ``validation`` (one)."""
+    for split, numbers in (("train", (1, 2, 10)), ("validation", (201,))):
+        (folder / split).mkdir(parents=True)
+        for number in numbers:
+            write_patient(folder / split, f"pt_{number}", brightness=float(number % 30))
+    return folder
