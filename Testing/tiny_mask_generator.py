@@ -49,7 +49,7 @@ def tiny_mask_definitions(classes: int = len(CLASSES), sizes: int = len(CONTROLL
 
 
 def tiny_size_table() -> SizeTable:
-    """Twelve made-up patients: livers of 1000, 2000, … mm³, large lungs where they are small, every third with a tumor."""
+    """Twelve made-up patients: livers of 1000, 2000, … mm³, lungs large where they are small, four with a tumor."""
     patients = [
         [
             OrganSize(1000.0 * (i + 1), True),

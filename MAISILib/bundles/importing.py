@@ -19,6 +19,7 @@ from MAISILib.bundles.manifest import (
     MANIFEST_NAME,
     NETWORK_NAMES,
     Manifest,
+    MaskGeneratorEntry,
     MaskLibraryEntry,
     NetworkEntry,
     NetworkName,
@@ -26,6 +27,7 @@ from MAISILib.bundles.manifest import (
     read_manifest,
     write_manifest,
 )
+from MAISILib.bundles.networks import compression_factor
 from MAISILib.bundles.published import PublishedNetworks, read_network_json
 from MAISILib.errors import BundleError, did_you_mean
 
@@ -187,7 +189,9 @@ def _published_manifest(folder: Path, name: str | None) -> tuple[Manifest, dict[
         },
     }
     if not {"mask_autoencoder", "mask_diffusion"} <= entries.keys():
-        changes["controllable"] = []
+        changes |= {"controllable": [], "mask_generator": None}
+    elif template.mask_generator is not None:
+        changes["mask_generator"] = _mask_generator(folder, template.mask_generator, config, entries)
     if config is not None:
         changes |= {"body_region_input": config.body_region_input, "schedule": config.schedule or template.schedule}
         if config.schedule is not None and config.schedule.kind == "rflow":
@@ -209,6 +213,25 @@ def _config(folder: Path, kind: str) -> PublishedNetworks | None:
     names = (f"config_network_{kind}.json", f"config_maisi3d-{kind}.json", f"config_maisi-{kind}.json")
     path = next((p for name in names for p in (folder / "configs" / name, folder / name) if p.is_file()), None)
     return None if path is None else read_network_json(path)
+
+
+def _mask_generator(
+    folder: Path,
+    template: MaskGeneratorEntry,
+    config: PublishedNetworks | None,
+    networks: dict[NetworkName, NetworkEntry],
+) -> MaskGeneratorEntry:
+    """The catalogue's mask generator, with what the folder's network JSON says otherwise and the size table it has."""
+    sizes = Path(template.sizes or "").name
+    place = next((d for d in _DATA_FOLDERS if sizes and (folder / d / sizes).is_file()), None)
+    changes: dict[str, Any] = {"sizes": f"{place}/{sizes}" if place else None}
+    if config is not None:
+        if config.mask_latent_shape is not None:
+            factor = compression_factor(networks["mask_autoencoder"].definition)
+            changes["size"] = tuple(n * factor for n in config.mask_latent_shape[1:])
+        changes["schedule"] = config.mask_schedule or template.schedule
+        changes["scale_factor"] = config.mask_scale_factor or template.scale_factor
+    return template.model_copy(update=changes)
 
 
 def _masks(folder: Path, template: Manifest) -> MaskLibraryEntry | None:

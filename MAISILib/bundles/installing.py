@@ -80,7 +80,7 @@ def without_broken_mask_generator(bundle: Bundle) -> tuple[Manifest, list[str]]:
     if not notes:
         return manifest, notes
     kept = {name: entry for name, entry in manifest.networks.items() if name not in OPTIONAL_NETWORKS}
-    return manifest.model_copy(update={"networks": kept, "controllable": []}), notes
+    return manifest.model_copy(update={"networks": kept, "controllable": [], "mask_generator": None}), notes
 
 
 def convert_to_safetensors(bundle: Bundle) -> Manifest:

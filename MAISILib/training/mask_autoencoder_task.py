@@ -144,7 +144,14 @@ def _bits(labels: torch.Tensor) -> torch.Tensor:
 
 
 def _patch(labels: np.ndarray, size: tuple[int, int, int], rng: random.Random) -> np.ndarray:
+    """A box with at least one labelled voxel: of nothing but air, nothing can be learned."""
     if any(n < p for n, p in zip(labels.shape, size, strict=True)):
         raise TrainingError(f"patch_size {size} is larger than the masks of {labels.shape} voxels.")
-    start = [rng.randint(0, n - p) for n, p in zip(labels.shape, size, strict=True)]
+    anywhere = np.flatnonzero(labels)
+    place = int(anywhere[rng.randrange(len(anywhere))]) if len(anywhere) else 0
+    voxel = np.unravel_index(place, labels.shape)
+    start = [
+        rng.randint(max(0, int(v) - p + 1), min(int(v), n - p))
+        for v, n, p in zip(voxel, labels.shape, size, strict=True)
+    ]
     return labels[tuple(slice(s, s + p) for s, p in zip(start, size, strict=True))]

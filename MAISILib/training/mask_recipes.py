@@ -51,7 +51,7 @@ class MaskAutoencoderRecipe(Recipe):
     Attributes:
         definition: The autoencoder, with 8 input channels and as many output channels as ``classes``.
         data: How label maps are read and varied.
-        patch_size: Voxels of a training patch, anywhere in the mask; ``None`` takes whole masks.
+        patch_size: Voxels of a training patch, which holds part of the patient; ``None`` takes whole masks.
         cross_entropy_weight: Of the cross-entropy, a mean over voxels.
         dice_weight: Of the soft Dice loss, a mean over the classes that a patch holds, without background.
         kl_weight: Of the Kullback–Leibler term, a sum over the latent.

@@ -11,9 +11,11 @@ import torch
 from MAISILib.bundles import catalogue
 from MAISILib.bundles.bundle import Bundle, open_bundle
 from MAISILib.bundles.importing import import_folder, import_notes, variants_in
-from MAISILib.errors import BundleError, LicenceError
+from MAISILib.errors import BundleError, LicenceError, RequestError
+from MAISILib.generation.mask_wish import MaskWish
 from Testing.bundles.conftest import write_published
 from Testing.tiny_bundle import SCALE_FACTOR, make_tiny_bundle, tiny_definitions, tiny_states
+from Testing.tiny_mask_generator import tiny_mask_definitions
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +116,41 @@ def test_mask_generator_that_does_not_fit_is_left_out(published: Path) -> None:
     shutil.copy(models / "diff_unet_3d_rflow-ct.pt", models / "mask_generation_diffusion_unet.pt")
     bundle = import_folder(published, accept_licence=True)
     assert "mask_diffusion" not in bundle.manifest.networks
+    assert bundle.manifest.mask_generator is None
     assert any("mask_diffusion left out" in note for note in import_notes(bundle))
+
+
+def test_mask_generator_is_imported_with_its_table(published: Path) -> None:
+    definitions = tiny_mask_definitions(classes=125, sizes=10)
+    states = tiny_states(definitions)
+    models = published / "models"
+    torch.save(states["mask_autoencoder"], models / "mask_generation_autoencoder.pt")
+    diffusion = {"unet_state_dict": states["mask_diffusion"], "scale_factor": torch.tensor(1.5)}
+    torch.save(diffusion, models / "mask_generation_diffusion_unet.pt")
+    config = published / "configs" / "config_network_rflow.json"
+    data = json.loads(config.read_text())
+    data["mask_generation_autoencoder_def"] = definitions["mask_autoencoder"]
+    data["mask_generation_diffusion_def"] = definitions["mask_diffusion"]
+    data |= {"mask_generation_latent_shape": [4, 8, 8, 8], "mask_generation_scale_factor": 1.5}
+    config.write_text(json.dumps(data))
+    (published / "datasets").mkdir()
+    rows = [{"organ_size": [0.5] * 5 + [-1.0] * 5}]
+    (published / "datasets" / "all_anatomy_size_conditions.json").write_text(json.dumps(rows))
+
+    bundle = import_folder(published, accept_licence=True)
+    generator = bundle.manifest.mask_generator
+    assert generator is not None
+    assert (generator.size, generator.spacing, generator.scale_factor) == ((16, 16, 16), (1.5, 1.5, 1.5), 1.5)
+    wish = MaskWish(bundle, {"Liver": 0.8, "hepatic tumor": 0.3})
+    assert wish.conditions(0) == [0.5, 0.8, 0.5, 0.5, 0.5, -1, -1, 0.3, -1, -1]
+    assert len(wish.classes) == 125
+    with pytest.raises(RequestError, match=r"one lesion at most; lung tumor, hepatic tumor"):
+        MaskWish(bundle, {"lung tumor": 0.5, "hepatic tumor": 0.3})
+
+
+def test_without_its_weights_no_mask_generator_is_promised(published: Path) -> None:
+    bundle = import_folder(published, accept_licence=True)
+    assert (bundle.manifest.mask_generator, bundle.manifest.controllable) == (None, [])
 
 
 def test_newer_mask_generator_is_reported(published: Path) -> None:
