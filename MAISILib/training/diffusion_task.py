@@ -16,6 +16,7 @@ from torch import nn
 from MAISILib.bundles.bundle import open_bundle
 from MAISILib.bundles.networks import build_network
 from MAISILib.diffusion.networks import control_residuals, embed_mask, predict
+from MAISILib.diffusion.schedules import FlowSchedule
 from MAISILib.training.activation_checkpointing import checkpoint_activations
 from MAISILib.training.denoising import (
     as_body,
@@ -31,6 +32,7 @@ from MAISILib.training.denoising import (
     validation_batches,
     weighted_mean,
 )
+from MAISILib.training.pass_through import start_with_pass_through
 from MAISILib.training.recipes import DiffusionRecipe
 from MAISILib.training.task import Tensors
 
@@ -62,6 +64,10 @@ class DiffusionTask:
         self.schedule = make_schedule(recipe.schedule)
         torch.manual_seed(recipe.seed)
         self.networks: dict[str, nn.Module] = {"diffusion": build_network(recipe.definition).train()}
+        if recipe.pass_through_start:
+            start_with_pass_through(
+                self.networks["diffusion"], -1.0 if isinstance(self.schedule, FlowSchedule) else 1.0
+            )
         if recipe.controlnet is not None:
             self.networks["controlnet"] = build_network(recipe.controlnet).train()
         for name, state in (initial or {}).items():

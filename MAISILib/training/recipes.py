@@ -165,6 +165,7 @@ class DiffusionRecipe(Recipe):
         sample_posterior: Draw latents from mean and deviation anew each time; else the mean is used.
         air_weight: Weight of latent voxels outside the body, where items have a label map.
         crop: Learn from boxes of the latents; ``None`` takes whole latents.
+        pass_through_start: Start by handing the noise through (:mod:`MAISILib.training.pass_through`).
         modality_dropout: Part of the items that are told ``coarse_modality`` instead, so that guidance works.
         coarse_modality: The class code of the unconditional input.
         controlnet: Definition of a ControlNet that is trained together with the UNet; ``None`` trains the UNet alone.
@@ -180,6 +181,7 @@ class DiffusionRecipe(Recipe):
     sample_posterior: bool = True
     air_weight: Part = 1.0
     crop: LatentCrop | None = None
+    pass_through_start: bool = False
     modality_dropout: Part = 0.1
     coarse_modality: int = 0
     controlnet: dict[str, Any] | None = None
