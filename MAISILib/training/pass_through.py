@@ -3,8 +3,8 @@
 Velocity and noise predictions hold the noise itself, voxel by voxel, and in plain air nothing else. The last layers of
 the UNet are GroupNorm, SiLU and a convolution. A pair of channels ``+x, −x`` in one normalisation group goes through
 them unharmed: its mean is zero, and ``SiLU(a) − SiLU(−a) = a``. So each input channel takes a pair of the first skip
-connection, and the output begins as ``sign · x / rms(x)``: the noise, where there is little else. What is left to learn is what
-differs from it.
+connection, and the output begins as ``sign · x / rms(x)``: the noise, where there is little else. What differs from it
+is left to learn.
 """
 
 from __future__ import annotations
@@ -33,16 +33,12 @@ def start_with_pass_through(unet: Any, sign: float) -> None:
     norm, readout = unet.out[0], unet.out[2].conv
     channels, features = first.in_channels, first.out_channels
     group = features // norm.num_groups
-    if (
-        readout.out_channels != channels
-        or 2 * channels > features
-        or group % 2
-        or isinstance(last.skip_connection, nn.Identity)
-    ):
+    fits = readout.out_channels == channels and 2 * channels <= features and group % 2 == 0
+    if not fits or isinstance(last.skip_connection, nn.Identity):
         raise TrainingError(
-            f"pass_through_start needs a UNet with as many output as input channels ({channels}, {readout.out_channels}), "
-            f"twice as many features at the first level ({features}) and pairs of them in a group ({group}). Change the "
-            "definition, or leave it out."
+            f"pass_through_start needs as many output as input channels (here {readout.out_channels} and {channels}), at "
+            f"least twice as many features at the first level (here {features}) and pairs of them in each normalisation "
+            f"group (here {group}). Change the definition, or leave it out."
         )
     centre = (slice(None), *(n // 2 for n in first.kernel_size))
     shortcut = last.skip_connection.conv
