@@ -36,9 +36,9 @@ def start_with_pass_through(unet: Any, sign: float) -> None:
     fits = readout.out_channels == channels and 2 * channels <= features and group % 2 == 0
     if not fits or isinstance(last.skip_connection, nn.Identity):
         raise TrainingError(
-            f"pass_through_start needs as many output as input channels (here {readout.out_channels} and {channels}), at "
-            f"least twice as many features at the first level (here {features}) and pairs of them in each normalisation "
-            f"group (here {group}). Change the definition, or leave it out."
+            f"pass_through_start needs as many output as input channels (here {readout.out_channels} and {channels}), "
+            f"at least twice as many features at the first level (here {features}) and pairs of them in each "
+            f"normalisation group (here {group}). Change the definition, or leave it out."
         )
     centre = (slice(None), *(n // 2 for n in first.kernel_size))
     shortcut = last.skip_connection.conv
