@@ -19,6 +19,7 @@ from MAISILib.training.denoising import make_schedule, prediction_target, valida
 from MAISILib.training.mask_autoencoder_task import open_mask_autoencoder
 from MAISILib.training.mask_dataset import MaskDataset, MaskLatents
 from MAISILib.training.mask_recipes import MaskDiffusionRecipe
+from MAISILib.training.pass_through import start_with_pass_through
 from MAISILib.training.task import Tensors, generator_of
 
 NETWORK = "mask_diffusion"
@@ -54,6 +55,8 @@ class MaskDiffusionTask:
         self.scale_factor = recipe.scale_factor or self._training.scale_factor()
         torch.manual_seed(recipe.seed)
         network = build_network(recipe.definition).train()
+        if recipe.pass_through_start:
+            start_with_pass_through(network, -1.0 if isinstance(self.schedule, FlowSchedule) else 1.0)
         if recipe.init_from is not None:
             network.load_state_dict(open_bundle(recipe.init_from).load(NETWORK).state_dict())
         self.networks: dict[str, nn.Module] = {NETWORK: network}

@@ -91,6 +91,7 @@ class MaskDiffusionRecipe(Recipe):
         scale_factor: ``None`` measures one over the deviation of the training latents.
         sample_posterior: Draw latents from mean and deviation anew each time; else the mean is used.
         condition_dropout: Part of the items that are told nothing (every entry −2), so that guidance works.
+        pass_through_start: Start by handing the noise through (:mod:`MAISILib.training.pass_through`).
     """
 
     network: Literal["mask-diffusion"] = "mask-diffusion"
@@ -104,6 +105,7 @@ class MaskDiffusionRecipe(Recipe):
     scale_factor: Positive | None = None
     sample_posterior: bool = True
     condition_dropout: Part = 0.0
+    pass_through_start: bool = False
     batch: Count = 2
     rate: Positive = 1e-5
     rate_schedule: Literal["constant", "polynomial", "cosine", "epochs"] = "polynomial"

@@ -304,6 +304,13 @@ def test_a_network_that_says_nothing_has_the_error_of_the_noise(diffusion: Calla
     assert figures[0]["loss"] == pytest.approx((2 / np.pi) ** 0.5, rel=0.05)
 
 
+def test_handing_the_noise_through_is_a_better_start(diffusion: Callable[..., MaskDiffusionTask]) -> None:
+    plain, passing = diffusion(), diffusion(pass_through_start=True)
+    with torch.no_grad():
+        errors = [float(np.mean([t.validate_item(i, t.networks)["loss"] for i in range(4)])) for t in (plain, passing)]
+    assert errors[1] < 0.8 * errors[0]
+
+
 def test_task_comes_from_recipe_and_datalist(
     diffusion_recipe: MaskDiffusionRecipe, items: list[DataItem], tmp_path: Path
 ) -> None:
