@@ -29,17 +29,22 @@ def checkpoint_activations(network: AnyNetwork) -> AnyNetwork:
     from monai.networks.nets.controlnet import ControlNetConditioningEmbedding
     from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock, SpatialTransformer
 
-    blocks = (
+    kinds = (
         MaisiResBlock,
         DiffusionUNetResnetBlock,
         SpatialAttentionBlock,
         SpatialTransformer,
         ControlNetConditioningEmbedding,
     )
+    blocks: list[nn.Module] = [module for module in network.modules() if isinstance(module, kinds)]
     for module in network.modules():
-        if isinstance(module, blocks) and not isinstance(module, _Forgetful):
+        if isinstance(module, ControlNetConditioningEmbedding):
+            # It works at the size of the image: while it is computed again, its parts must forget, too.
+            blocks.extend(module.blocks)
+    for block in blocks:
+        if not isinstance(block, _Forgetful):
             # A subclass rather than a module around the block: that would change the names of the weights.
-            module.__class__ = _forgetful(type(module))  # pyright: ignore[reportAttributeAccessIssue]
+            block.__class__ = _forgetful(type(block))  # pyright: ignore[reportAttributeAccessIssue]
     return network
 
 
