@@ -42,6 +42,7 @@ from MAISILib.training.latents import LatentDataset
 from MAISILib.training.recipes import ControlNetRecipe, parse_recipe
 from MAISILib.training.rendering import Renderer, difference_of, write_comparison
 from MAISILib.training.start import Outcome, run_task
+from MAISILib.volumes import LabelMap, Volume
 
 __all__ = ["FineTuned", "FineTuning", "build_and_load", "finetune"]
 
@@ -156,7 +157,7 @@ class _Work:
             self._tell(Event("prepare", len(prepared), len(prepared), notes))
         latents = self._encode(learned, held_out)
         unet = self._bundle.load("diffusion")
-        renderer = Renderer(self._bundle, unet, self._device)  # which shares the UNet with the training
+        renderer = Renderer(self._bundle, unet, self._device)  # training and pictures share the UNet
         shown = prepared[-1]  # a held-out one where there are any
         outcome, recipe = self._train(unet, latents, renderer, shown)
         metrics, comparison = self._compare(renderer, outcome, shown)
@@ -183,8 +184,14 @@ class _Work:
             made_by,
         )
         self._tell(Event("bundle", 1, 1, f"{folder} is ready"))
-        names = [tuple(case.name for case in cases) for cases in (learned, held_out)]
-        return FineTuned(folder, *names, metrics, comparison, (notes,) if notes else ())
+        return FineTuned(
+            folder,
+            tuple(case.name for case in learned),
+            tuple(case.name for case in held_out),
+            metrics,
+            comparison,
+            (notes,) if notes else (),
+        )
 
     def _prepare(self, skip_bad: bool, on_skip: Callable[[str], None]) -> list[PreparedCase]:
         def on_progress(done: int, total: int, name: str) -> None:
@@ -274,16 +281,15 @@ class _Work:
         The parent sees the hosts of labels that it does not know.
         """
         self._tell(Event("compare", 0, 1, "parent and new model on the same noise"))
-        unknown = [label.value for label in shown.mask.table if label not in set(self._bundle.labels)]
-        before, after = (
-            renderer.image(
-                network.to(self._device), mask, steps=_COMPARISON_STEPS, seed=_SEED, check=self._cancel.check
-            )
-            for network, mask in (
-                (self._bundle.load("controlnet"), remove_tumors(shown.mask, unknown)),
-                (build_and_load(self._bundle, outcome.weights["controlnet"]), shown.mask),
-            )
-        )
+        known = set(self._bundle.labels)
+        parents_mask = remove_tumors(shown.mask, [label.value for label in shown.mask.table if label not in known])
+        parent = self._bundle.load("controlnet", self._device)
+        tuned = build_and_load(self._bundle, outcome.weights["controlnet"]).to(self._device)
+
+        def image(controlnet: nn.Module, mask: LabelMap) -> Volume:
+            return renderer.image(controlnet, mask, steps=_COMPARISON_STEPS, seed=_SEED, check=self._cancel.check)
+
+        before, after = image(parent, parents_mask), image(tuned, shown.mask)
         path = self._wish.work / "comparison.png"
         rows = {f"{shown.name}: before": before, f"{shown.name}: after": after}
         write_comparison(path, rows, shown.mask, self._focus)
@@ -298,9 +304,7 @@ def _expectation(learned: int, held_out: int) -> str:
     what = "One case: the model learns the look of this one example and may repeat it wherever it is asked for."
     if learned > 1:
         what = f"{learned} cases: the model learns the look of these few."
-    return (
-        f"{what} None is held out, so nothing measures how it does on other patients; three or more cases allow that."
-    )
+    return f"{what} None is held out: nothing tells how it does on other patients. Three or more cases allow that."
 
 
 def _recipe(wish: FineTuning, validated: bool) -> ControlNetRecipe:
