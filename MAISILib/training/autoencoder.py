@@ -16,6 +16,7 @@ from MAISILib.bundles.networks import build_network, compression_factor
 from MAISILib.training.activation_checkpointing import checkpoint_activations
 from MAISILib.training.datalist import Datalist
 from MAISILib.training.images import ImageDataset
+from MAISILib.training.initial_weights import start_from_bundle
 from MAISILib.training.linear_start import measure_code, start_as_linear_code
 from MAISILib.training.perceptual import PerceptualDistance
 from MAISILib.training.recipes import AutoencoderRecipe
@@ -57,7 +58,9 @@ class AutoencoderTask:
         self._recipe, self._training, self._validation, self._perceptual = recipe, training, validation, perceptual
         torch.manual_seed(recipe.seed)
         autoencoder = build_network(recipe.definition).train()
-        if recipe.linear_start:
+        if recipe.init_from is not None:
+            start_from_bundle({"autoencoder": autoencoder}, recipe.init_from)
+        elif recipe.linear_start:
             code = measure_code(training, recipe.definition["latent_channels"], recipe.seed)
             images = (training.load(i, random.Random(i)).image[None] for i in range(min(8, len(training))))
             start_as_linear_code(autoencoder, code, images, -8.0 if (v := recipe.initial_log_variance) is None else v)
@@ -150,7 +153,8 @@ def autoencoder_task(recipe: AutoencoderRecipe, data: Datalist) -> tuple[Autoenc
     """The task for a datalist; an autoencoder has no scale factor.
 
     Raises:
-        TrainingError: ``perceptual_weights`` is not the file that it should be.
+        TrainingError: ``perceptual_weights`` is not the file that it should be, or the bundle in ``init_from`` has
+            another autoencoder.
     """
     table = open_bundle(recipe.labels_of).labels if recipe.labels_of else default_table()
     training, validation = (

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from MAISILib.bundles.bundle import open_bundle
 from MAISILib.bundles.networks import build_network
 from MAISILib.diffusion.networks import control_residuals, embed_mask, predict
 from MAISILib.diffusion.schedules import FlowSchedule
@@ -32,6 +31,7 @@ from MAISILib.training.denoising import (
     validation_batches,
     weighted_mean,
 )
+from MAISILib.training.initial_weights import start_from_bundle
 from MAISILib.training.pass_through import start_with_pass_through
 from MAISILib.training.recipes import DiffusionRecipe
 from MAISILib.training.task import Tensors
@@ -48,7 +48,6 @@ class DiffusionTask:
         recipe: Definitions, schedule, dropouts.
         training: Latents to learn from, of one shape.
         validation: Held-out latents.
-        initial: Weights to start from, by network (``diffusion``, ``controlnet``).
     """
 
     name = "diffusion"
@@ -58,7 +57,6 @@ class DiffusionTask:
         recipe: DiffusionRecipe,
         training: LatentDataset,
         validation: LatentDataset,
-        initial: Mapping[str, dict[str, torch.Tensor]] | None = None,
     ) -> None:
         self._recipe, self._training, self._validation = recipe, training, validation
         self.schedule = make_schedule(recipe.schedule)
@@ -70,9 +68,7 @@ class DiffusionTask:
             )
         if recipe.controlnet is not None:
             self.networks["controlnet"] = build_network(recipe.controlnet).train()
-        for name, state in (initial or {}).items():
-            if name in self.networks:
-                self.networks[name].load_state_dict(state)
+        start_from_bundle(self.networks, recipe.init_from)
         if recipe.checkpoint_activations:
             for network in self.networks.values():
                 checkpoint_activations(network)
@@ -138,18 +134,15 @@ class DiffusionTask:
 
 
 def diffusion_task(recipe: DiffusionRecipe, data: Datalist) -> tuple[DiffusionTask, float]:
-    """The task for a datalist of latents, and their scale factor. It starts from the networks of ``init_from``."""
+    """The task for a datalist of latents, and their scale factor.
+
+    Raises:
+        TrainingError: The bundle in ``init_from`` has other networks.
+        FileFormatError: A latent cannot be read.
+    """
     from MAISILib.training.latents import LatentDataset, latent_scale_factor
 
     training = LatentDataset(data.training, sample=recipe.sample_posterior)
     scale = recipe.scale_factor or latent_scale_factor(training)
     validation = LatentDataset(data.validation, sample=False, autoencoder_sha256=training.autoencoder_sha256)
-    initial = {}
-    if recipe.init_from is not None:
-        bundle = open_bundle(recipe.init_from)
-        initial = {
-            name: bundle.load(name).state_dict()
-            for name in ("diffusion", "controlnet")
-            if name in bundle.manifest.networks
-        }
-    return DiffusionTask(recipe, training.scaled(scale), validation.scaled(scale), initial), scale
+    return DiffusionTask(recipe, training.scaled(scale), validation.scaled(scale)), scale

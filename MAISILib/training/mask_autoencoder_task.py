@@ -19,6 +19,7 @@ from MAISILib.bundles.weights import check_and_load, read_state_dict
 from MAISILib.errors import TrainingError
 from MAISILib.training.autoencoder import kl_divergence, start_with_small_deviation
 from MAISILib.training.datalist import Datalist
+from MAISILib.training.initial_weights import start_from_bundle
 from MAISILib.training.mask_dataset import MaskDataset
 from MAISILib.training.mask_recipes import MaskAutoencoderRecipe
 from MAISILib.training.task import Tensors, generator_of
@@ -41,10 +42,10 @@ class MaskAutoencoderTask:
         self._recipe, self._training, self._validation = recipe, training, validation
         torch.manual_seed(recipe.seed)
         network = build_network(recipe.definition).train()
-        if recipe.initial_log_variance is not None:
-            start_with_small_deviation(network, recipe.initial_log_variance)
         if recipe.init_from is not None:
-            network.load_state_dict(open_bundle(recipe.init_from).load(NETWORK).state_dict())
+            start_from_bundle({NETWORK: network}, recipe.init_from)
+        elif recipe.initial_log_variance is not None:
+            start_with_small_deviation(network, recipe.initial_log_variance)
         self.networks: dict[str, nn.Module] = {NETWORK: network}
         self.phases: dict[str, tuple[str, ...]] = {"main": (NETWORK,)}
         self._class_of = torch.zeros(256, dtype=torch.long)

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from MAISILib.anatomy.organ_sizes import NOT_TOLD, SizeTable
-from MAISILib.bundles.bundle import open_bundle
 from MAISILib.bundles.networks import build_network
 from MAISILib.diffusion.schedules import FlowSchedule
 from MAISILib.training.datalist import Datalist
 from MAISILib.training.denoising import make_schedule, prediction_target, validation_batches
+from MAISILib.training.initial_weights import start_from_bundle
 from MAISILib.training.mask_autoencoder_task import open_mask_autoencoder
 from MAISILib.training.mask_dataset import MaskDataset, MaskLatents
 from MAISILib.training.mask_recipes import MaskDiffusionRecipe
@@ -57,9 +57,8 @@ class MaskDiffusionTask:
         network = build_network(recipe.definition).train()
         if recipe.pass_through_start:
             start_with_pass_through(network, -1.0 if isinstance(self.schedule, FlowSchedule) else 1.0)
-        if recipe.init_from is not None:
-            network.load_state_dict(open_bundle(recipe.init_from).load(NETWORK).state_dict())
         self.networks: dict[str, nn.Module] = {NETWORK: network}
+        start_from_bundle(self.networks, recipe.init_from)
         self.phases: dict[str, tuple[str, ...]] = {"main": (NETWORK,)}
 
     def item_count(self) -> int:

@@ -45,7 +45,7 @@ class Recipe(BaseModel):
         best_metric: Validation figure (smaller is better) that decides which weights are kept as the best.
         patience: Validations without improvement before the training stops early; ``None`` never does.
         save_minutes: Minutes between checkpoints.
-        init_from: Bundle (name or folder) or weights to start from; ``None`` starts from random weights.
+        init_from: Bundle (name or folder) to start from; ``None`` starts from random weights.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
