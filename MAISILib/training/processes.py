@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,12 +17,13 @@ class Processes:
     """Accelerate's view of this process: device, precision, and its companions where ``torchrun`` started several.
 
     Args:
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` (one process only) or ``mps`` (the same).
         precision: ``float32``, ``bfloat16`` or ``float16``.
         in_phases: Some parameters get no gradient in some forward passes.
 
     Raises:
-        RequestError: Accelerate is not installed, or the device or precision is not there.
+        RequestError: Accelerate is not installed, the device or precision is not there, or there is no device for each
+            process.
     """
 
     def __init__(self, device: str, precision: str, *, in_phases: bool) -> None:
@@ -34,11 +36,17 @@ class Processes:
                 "Training needs accelerate, which is not installed. Install it: pip install 'slicer-maisi[train]'."
             ) from None
         _check_device(device)
-        # Accelerate keeps the precision of the first run for the whole process; a later run may want another.
-        AcceleratorState._reset_state()
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if several:
+            _check_devices_of_all(device)
+        if device.startswith("cuda:"):
+            torch.cuda.set_device(device)
+        # Accelerate keeps device and precision of the first run for the whole process; a later run may want others.
+        AcceleratorState._reset_state(reset_partial_state=True)
         try:
             self.accelerator = Accelerator(
-                cpu=device == "cpu",
+                # Processes on CPUs find one another only if the CPU is asked for; else each would train alone.
+                cpu=device == "cpu" or (several and not torch.cuda.is_available()),
                 mixed_precision=_PRECISIONS[precision],
                 kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=in_phases)],
             )
@@ -106,6 +114,19 @@ def _mean(values: list[float]) -> float:
 
 def _check_device(device: str) -> None:
     there = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    there |= {f"cuda:{number}": True for number in range(torch.cuda.device_count())}
     if not there.get(device, False):
         usable = ", ".join(name for name, is_there in there.items() if is_there)
         raise RequestError(f"Device {device!r} is not there. Usable on this machine: {usable}.")
+
+
+def _check_devices_of_all(device: str) -> None:
+    """Makes sure that each process on this machine has a device of its own."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise RequestError(f"Several processes cannot share the device {device!r}. Use --device auto, cuda or cpu.")
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if device != "cpu" and 0 < gpus < here:
+        raise RequestError(
+            f"This machine has GPUs for {gpus} of {here} processes. Start torchrun with --nproc_per_node={gpus}, or "
+            "train with --device cpu."
+        )

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from MAISILib.errors import Cancelled
+from MAISILib.errors import Cancelled, RequestError
 from MAISILib.jobs.folder import read_events, read_state
+from MAISILib.training.processes import Processes
 from Testing.imports import ROOT
 from Testing.training.tiny_task import TinyTask, losses_of, state_of, train
 
@@ -32,7 +33,8 @@ def torchrun(folder: Path, *runs: dict[str, Any]) -> subprocess.Popen[str]:
     """Two processes on this machine, in a group of their own."""
     script = ROOT / "Testing" / "training" / "two_processes.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    # Without GPUs, "auto" (which people leave as it is) must find the companions on the CPU.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(
         [*command, str(folder), json.dumps(runs)],
         stdout=subprocess.PIPE,
@@ -115,3 +117,13 @@ def test_ctrl_c_saves_the_step_in_all_processes(tmp_path: Path) -> None:
     assert process.returncode != 0
     assert read_state(folder) == "cancelled", output
     assert state_of(folder)["step"] == steps_of(folder)
+
+
+def test_each_process_needs_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(RequestError, match=r"GPUs for 1 of 2 processes\. Start torchrun with --nproc_per_node=1"):
+        Processes("auto", "float32", in_phases=False)
+    with pytest.raises(RequestError, match="cannot share the device 'cuda:0'"):
+        Processes("cuda:0", "float32", in_phases=False)

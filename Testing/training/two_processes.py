@@ -39,7 +39,7 @@ def main() -> int:
         with cancel_on_interrupt() as cancel:
             try:
                 recipe = Recipe(**run["recipe"])
-                Trainer(task, recipe, folder / run["name"], resume=True, device="cpu", cancel=cancel).run()
+                Trainer(task, recipe, folder / run["name"], resume=True, device="auto", cancel=cancel).run()
             except MaisiError as error:
                 print(f"maisi: {error}", file=sys.stderr)
                 return error.exit_code
