@@ -37,8 +37,10 @@ def make_schedule(fields: dict[str, Any]) -> Schedule:
     return DdpmSchedule(entry.train_timesteps, entry.beta_start, entry.beta_end, entry.beta_schedule)
 
 
-def diffusion_item(sample: LatentSample, schedule: Schedule, rng: random.Random, air_weight: float) -> Tensors:
-    """What a UNet learns from a latent at a random time.
+def diffusion_item(
+    sample: LatentSample, schedule: Schedule, rng: random.Random, air_weight: float, time_power: float = 1.0
+) -> Tensors:
+    """What a UNet learns from a latent at a random time ``T·u^time_power``, u uniform.
 
     Returns:
         ``clean`` and ``noise`` ``(C, x, y, z)``, ``time`` (uniform; for rectified flow bent by the latent's size),
@@ -47,7 +49,7 @@ def diffusion_item(sample: LatentSample, schedule: Schedule, rng: random.Random,
     """
     clean = sample.latent
     voxels = clean[0].numel()
-    drawn = rng.random() * schedule.train_timesteps
+    drawn = rng.random() ** time_power * schedule.train_timesteps
     if isinstance(schedule, FlowSchedule):
         time = torch.tensor(schedule.bend(drawn, voxels), dtype=torch.float32)
     else:

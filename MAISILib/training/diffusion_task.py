@@ -87,7 +87,7 @@ class DiffusionTask:
         recipe, sample = self._recipe, self._training.load(index, rng)
         if recipe.crop is not None and rng.random() < recipe.crop.probability:
             sample = box_of(sample, recipe.crop.size, rng)
-        item = diffusion_item(sample, self.schedule, rng, recipe.air_weight)
+        item = diffusion_item(sample, self.schedule, rng, recipe.air_weight, recipe.time_power)
         if rng.random() < recipe.modality_dropout:
             item["class_labels"] = torch.tensor(recipe.coarse_modality)
         check_conditions(item, self.networks["diffusion"], self.item_name(index))

@@ -165,6 +165,7 @@ class DiffusionRecipe(Recipe):
         sample_posterior: Draw latents from mean and deviation anew each time; else the mean is used.
         air_weight: Weight of latent voxels outside the body, where items have a label map.
         crop: Learn from boxes of the latents; ``None`` takes whole latents.
+        time_power: Times are drawn as T·u^power with uniform u: above 1 more of them lie near the image.
         pass_through_start: Start by handing the noise through (:mod:`MAISILib.training.pass_through`).
         modality_dropout: Part of the items that are told ``coarse_modality`` instead, so that guidance works.
         coarse_modality: The class code of the unconditional input.
@@ -181,6 +182,7 @@ class DiffusionRecipe(Recipe):
     sample_posterior: bool = True
     air_weight: Part = 1.0
     crop: LatentCrop | None = None
+    time_power: Positive = 1.0
     pass_through_start: bool = False
     modality_dropout: Part = 0.1
     coarse_modality: int = 0

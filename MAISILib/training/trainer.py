@@ -321,7 +321,15 @@ class Trainer:
         if not resume:
             raise TrainingError(f"{self._folder} holds a run. --resume goes on with it; another --out starts anew.")
         saved = read_checkpoint(path)
-        check_same_run(saved.identity, self._identity(), self._folder)
+        # A run from before a field of the recipe existed was made with what is its default now.
+        new = self._identity()
+        fields = type(self._recipe).model_fields
+        later = {
+            n: fields[n].get_default(call_default_factory=True)
+            for n in new.keys() - saved.identity.keys()
+            if n in fields
+        }
+        check_same_run({**later, **saved.identity}, new, self._folder)
         return saved
 
     def _restore(self, saved: Checkpoint) -> None:
