@@ -43,7 +43,7 @@ def diffusion_item(
     """What a UNet learns from a latent at a random time ``T·u^time_power``, u uniform.
 
     Returns:
-        ``clean`` and ``noise`` ``(C, x, y, z)``, ``time`` (uniform; for rectified flow bent by the latent's size),
+        ``clean`` and ``noise`` ``(C, x, y, z)``, ``time`` (for rectified flow bent by the latent's size),
         ``weight`` ``(1, x, y, z)``, ``class_labels``, ``spacing`` ``(3,)`` and, where the sample has them,
         ``top_region`` and ``bottom_region`` ``(4,)``; all but the first three as the network takes them.
     """

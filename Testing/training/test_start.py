@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,11 @@ from MAISILib.bundles.networks import build_network
 from MAISILib.bundles.weights import read_checkpoint
 from MAISILib.errors import FileFormatError, TrainingError
 from MAISILib.jobs.folder import read_events, read_state
+from MAISILib.training.checkpoint import read_checkpoint as read_run
 from MAISILib.training.datalist import read_datalist
+from MAISILib.training.diffusion_task import diffusion_task
 from MAISILib.training.encoding import GridRule, encode_items
+from MAISILib.training.recipes import DiffusionRecipe
 from MAISILib.training.start import Outcome, start_training
 from Testing.tiny_bundle import make_tiny_bundle, tiny_definitions
 
@@ -202,3 +207,26 @@ def test_a_recipe_that_does_not_fit_is_refused_by_field(
 def test_unknown_trainings_are_answered_with_the_nearest(pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="Did you mean 'autoencoder'"):
         train("autoencodr", AUTOENCODER, pairs, tmp_path / "run")
+
+
+def test_times_near_the_image_are_drawn_more_often_where_the_recipe_says_so(latents: Path) -> None:
+    def median_time(power: float) -> float:
+        recipe = DiffusionRecipe(
+            definition=DEFINITIONS["diffusion"], steps=1, time_power=power, schedule={"kind": "ddpm"}
+        )
+        task, _ = diffusion_task(recipe, read_datalist(latents))
+        return statistics.median(float(task.load_item(0, random.Random(n))["time"]) for n in range(60))
+
+    assert 400 < median_time(1.0) < 600
+    assert 150 < median_time(2.0) < 350
+
+
+def test_a_run_from_before_a_field_of_the_recipe_existed_goes_on(pairs: Path, tmp_path: Path) -> None:
+    train("autoencoder", AUTOENCODER, pairs, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.pt"
+    saved = read_run(path)
+    del saved.identity["clip"]
+    saved.write(path)
+    assert train("autoencoder", AUTOENCODER, pairs, tmp_path / "run", resume=True).steps == 2
+    with pytest.raises(TrainingError, match=r"clip was null, is 1\.0"):
+        train("autoencoder", {**AUTOENCODER, "clip": 1.0}, pairs, tmp_path / "run", resume=True)
