@@ -89,8 +89,12 @@ class JobFolder:
     def _append(self, name: str, line: str) -> None:
         path = self.folder / name
         try:
-            with path.open("a", encoding="utf-8", newline="\n") as file:
-                file.write(line + "\n")
+            with path.open("ab+") as file:
+                # A process that was killed, or a full disk, may have left a part of a line.
+                if file.seek(0, os.SEEK_END) > 0:
+                    file.seek(-1, os.SEEK_END)
+                    line = line if file.read(1) == b"\n" else f"\n{line}"
+                file.write(f"{line}\n".encode())
         except OSError as error:
             raise output_error(path, error) from error
 
@@ -116,7 +120,7 @@ class JobFolder:
             raise
         finally:
             _quietly(lambda: self.set_state(end))
-            (self.folder / PID_NAME).unlink(missing_ok=True)
+            _quietly(lambda: (self.folder / PID_NAME).unlink(missing_ok=True))
 
 
 def read_events(folder: Path) -> list[Event]:
@@ -148,8 +152,11 @@ def runs_elsewhere(folder: Path) -> bool:
     """Whether another process is at work on a job."""
     if read_state(folder) != "running":
         return False
-    # A container that was started again may give us the number that a killed predecessor had.
-    return (folder / PID_NAME).read_text(encoding="utf-8").strip() != str(os.getpid())
+    try:
+        # A container that was started again may give us the number that a killed predecessor had.
+        return (folder / PID_NAME).read_text(encoding="utf-8").strip() != str(os.getpid())
+    except FileNotFoundError:  # it has just ended
+        return False
 
 
 def _is_alive(path: Path) -> bool:
@@ -167,5 +174,5 @@ def _is_alive(path: Path) -> bool:
 
 def _quietly(work: Callable[[], None]) -> None:
     """A full disk must not hide the error that ended the job."""
-    with suppress(MaisiError):
+    with suppress(MaisiError, OSError):
         work()

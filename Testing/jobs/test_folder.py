@@ -38,6 +38,8 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
     with (tmp_path / "events.jsonl").open("ab") as file:
         file.write('{"stage": "encode", "message": "µ'.encode()[:-1])  # in the middle of a letter
     assert [event.done for event in read_events(tmp_path)] == [1]
+    JobFolder(tmp_path).event(Event("encode", 2))  # goes on after the break
+    assert [event.done for event in read_events(tmp_path)] == [1, 2]
     assert read_events(tmp_path / "elsewhere") == []
 
 
@@ -102,6 +104,11 @@ def test_a_killed_job_has_failed(tmp_path: Path) -> None:
     assert (tmp_path / "state").read_text() == "running\n"
     assert read_state(tmp_path) == "failed"
     assert not runs_elsewhere(tmp_path)
+
+
+def test_a_job_that_ends_while_it_is_looked_at_runs_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_module, "read_state", lambda folder: "running")
+    assert not runs_elsewhere(tmp_path)  # its number is gone already
 
 
 def test_a_number_that_another_process_got_later_is_not_the_job(tmp_path: Path) -> None:
