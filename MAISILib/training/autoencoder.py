@@ -16,7 +16,7 @@ from MAISILib.bundles.networks import build_network, compression_factor
 from MAISILib.training.activation_checkpointing import checkpoint_activations
 from MAISILib.training.datalist import Datalist
 from MAISILib.training.images import ImageDataset
-from MAISILib.training.initial_weights import start_from_bundle
+from MAISILib.training.initial_weights import start_from
 from MAISILib.training.linear_start import measure_code, start_as_linear_code
 from MAISILib.training.perceptual import PerceptualDistance
 from MAISILib.training.recipes import AutoencoderRecipe
@@ -59,7 +59,7 @@ class AutoencoderTask:
         torch.manual_seed(recipe.seed)
         autoencoder = build_network(recipe.definition).train()
         if recipe.init_from is not None:
-            start_from_bundle({"autoencoder": autoencoder}, recipe.init_from)
+            start_from({"autoencoder": autoencoder}, recipe.init_from)
         elif recipe.linear_start:
             code = measure_code(training, recipe.definition["latent_channels"], recipe.seed)
             images = (training.load(i, random.Random(i)).image[None] for i in range(min(8, len(training))))

@@ -31,7 +31,7 @@ from MAISILib.training.denoising import (
     validation_batches,
     weighted_mean,
 )
-from MAISILib.training.initial_weights import start_from_bundle
+from MAISILib.training.initial_weights import start_from
 from MAISILib.training.pass_through import start_with_pass_through
 from MAISILib.training.recipes import DiffusionRecipe
 from MAISILib.training.task import Tensors
@@ -68,7 +68,7 @@ class DiffusionTask:
             )
         if recipe.controlnet is not None:
             self.networks["controlnet"] = build_network(recipe.controlnet).train()
-        start_from_bundle(self.networks, recipe.init_from)
+        start_from(self.networks, recipe.init_from)
         if recipe.checkpoint_activations:
             for network in self.networks.values():
                 checkpoint_activations(network)

@@ -42,6 +42,8 @@ ORGANS = {
     "larynx": (136,),
     "esophagus": (11,),
 }
+#: A training that goes on from another one.
+_PARTS = {"diffusion-refine": ("diffusion", "diffusion-refine")}
 _MASK_NETWORKS = {"mask_autoencoder": "mask-autoencoder", "mask_diffusion": "mask-diffusion"}
 
 Patients = list[tuple[str, Volume, LabelMap]]
@@ -114,11 +116,11 @@ def make_bundles(runs: HeadNeckRuns, on_progress: Callable[[str], None] = lambda
     trainings have ended.
 
     Raises:
-        TrainingError: The training ``autoencoder`` or ``diffusion`` has not ended.
+        TrainingError: The training ``autoencoder`` or ``diffusion-refine`` has not ended.
         OutputError: A folder cannot be written.
     """
     patients = list(centred_masks(runs.pairs, label_table()))
-    wanted = {"bundle": "diffusion", "bundle-ddpm": "diffusion-ddpm"}
+    wanted = {"bundle": "diffusion-refine", "bundle-ddpm": "diffusion-ddpm"}
     made = []
     for name, diffusion in wanted.items():
         if name == "bundle" or runs.has_ended(diffusion):
@@ -150,7 +152,9 @@ def _make(runs: HeadNeckRuns, bundle: Path, diffusion: str, patients: Patients) 
             for name, run in trained.items()
         }
         fields["made_by"]["metrics"] = {
-            f"{name}_steps": read_checkpoint(runs.out / run / CHECKPOINT_NAME).step
+            f"{name}_steps": sum(
+                read_checkpoint(runs.out / part / CHECKPOINT_NAME).step for part in _PARTS.get(run, (run,))
+            )
             for name, run in trained.items()
             if name != "controlnet"  # trained together with the UNet
         }

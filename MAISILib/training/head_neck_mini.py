@@ -51,6 +51,7 @@ def train(data: Path, out: Path, stages: Sequence[str] = STAGES, recipes: Path |
         encode_patients(runs)
     if "diffusion" in stages:
         _train("diffusion", "diffusion", latents, runs)
+        _train("diffusion", "diffusion-refine", latents, runs, init_from=str(out / "diffusion"))
     if "ddpm" in stages:
         _train("diffusion", "diffusion-ddpm", latents, runs)
     if "mask-autoencoder" in stages:

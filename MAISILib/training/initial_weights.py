@@ -1,38 +1,55 @@
-"""The weights that a training starts from, where the recipe names a bundle in ``init_from``."""
+"""The weights that a training starts from, where the recipe names a bundle or an ended run in ``init_from``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from MAISILib.bundles.bundle import open_bundle
+from MAISILib.bundles.weights import read_state_dict
 from MAISILib.errors import TrainingError
 
+if TYPE_CHECKING:
+    import torch
 
-def start_from_bundle(networks: Mapping[str, nn.Module], where: str | None) -> None:
-    """Gives networks the weights that a bundle has for them, in place.
+
+def start_from(networks: Mapping[str, nn.Module], where: str | None) -> None:
+    """Gives networks the weights that a bundle or a run has for them, in place.
 
     Args:
-        networks: By the names that a bundle's manifest has. Those that the bundle does not have stay as they are.
-        where: Name or folder of the bundle; ``None`` changes nothing.
+        networks: By the names that a bundle's manifest has. Those that are not there stay as they are.
+        where: Name or folder of a bundle, or folder of a run that has ended; ``None`` changes nothing.
 
     Raises:
-        TrainingError: The bundle has none of these networks, or others than the recipe describes.
+        TrainingError: There is none of these networks, or others than the recipe describes.
         BundleError: There is no such bundle, or its weights are damaged.
     """
     if where is None:
         return
-    bundle = open_bundle(where)
-    known = [name for name in networks if name in bundle.manifest.networks]
-    if not known:
+    found = _of_run(Path(where), networks) if (Path(where) / "weights").is_dir() else _of_bundle(where, networks)
+    if not found:
         wanted = " or ".join(networks)
-        raise TrainingError(f"Bundle '{bundle.name}' in init_from has no {wanted}. Name another, or leave it out.")
-    for name in known:
+        raise TrainingError(f"{where!r} in init_from has no {wanted}. Name another, or leave it out.")
+    for name, state in found.items():
         try:
-            networks[name].load_state_dict(bundle.load(name).state_dict())
+            networks[name].load_state_dict(state)
         except RuntimeError:  # PyTorch's message lists every weight
             raise TrainingError(
-                f"The {name} of bundle '{bundle.name}' in init_from is another network than the recipe describes. Take "
-                "the definition from the bundle's bundle.json, or leave init_from out."
+                f"The {name} of {where!r} in init_from is another network than the recipe describes. Take the "
+                "definition from there (bundle.json, or request.json of a run), or leave init_from out."
             ) from None
+
+
+def _of_run(run: Path, networks: Mapping[str, nn.Module]) -> dict[str, dict[str, torch.Tensor]]:
+    """The averaged weights of an ended run."""
+    paths = {name: run / "weights" / f"{name}.safetensors" for name in networks}
+    states = {name: read_state_dict(path, "safetensors") for name, path in paths.items() if path.is_file()}
+    return {name: {key: value.float() for key, value in state.items()} for name, state in states.items()}
+
+
+def _of_bundle(where: str, networks: Mapping[str, nn.Module]) -> dict[str, dict[str, torch.Tensor]]:
+    bundle = open_bundle(where)
+    return {name: bundle.load(name).state_dict() for name in networks if name in bundle.manifest.networks}

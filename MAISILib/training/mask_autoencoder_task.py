@@ -19,7 +19,7 @@ from MAISILib.bundles.weights import check_and_load, read_state_dict
 from MAISILib.errors import TrainingError
 from MAISILib.training.autoencoder import kl_divergence, start_with_small_deviation
 from MAISILib.training.datalist import Datalist
-from MAISILib.training.initial_weights import start_from_bundle
+from MAISILib.training.initial_weights import start_from
 from MAISILib.training.mask_dataset import MaskDataset
 from MAISILib.training.mask_recipes import MaskAutoencoderRecipe
 from MAISILib.training.task import Tensors, generator_of
@@ -43,7 +43,7 @@ class MaskAutoencoderTask:
         torch.manual_seed(recipe.seed)
         network = build_network(recipe.definition).train()
         if recipe.init_from is not None:
-            start_from_bundle({NETWORK: network}, recipe.init_from)
+            start_from({NETWORK: network}, recipe.init_from)
         elif recipe.initial_log_variance is not None:
             start_with_small_deviation(network, recipe.initial_log_variance)
         self.networks: dict[str, nn.Module] = {NETWORK: network}

@@ -15,7 +15,7 @@ from MAISILib.bundles.networks import build_network
 from MAISILib.diffusion.schedules import FlowSchedule
 from MAISILib.training.datalist import Datalist
 from MAISILib.training.denoising import make_schedule, prediction_target, validation_batches
-from MAISILib.training.initial_weights import start_from_bundle
+from MAISILib.training.initial_weights import start_from
 from MAISILib.training.mask_autoencoder_task import open_mask_autoencoder
 from MAISILib.training.mask_dataset import MaskDataset, MaskLatents
 from MAISILib.training.mask_recipes import MaskDiffusionRecipe
@@ -58,7 +58,7 @@ class MaskDiffusionTask:
         if recipe.pass_through_start:
             start_with_pass_through(network, -1.0 if isinstance(self.schedule, FlowSchedule) else 1.0)
         self.networks: dict[str, nn.Module] = {NETWORK: network}
-        start_from_bundle(self.networks, recipe.init_from)
+        start_from(self.networks, recipe.init_from)
         self.phases: dict[str, tuple[str, ...]] = {"main": (NETWORK,)}
 
     def item_count(self) -> int:

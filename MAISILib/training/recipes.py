@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -45,10 +45,13 @@ class Recipe(BaseModel):
         best_metric: Validation figure (smaller is better) that decides which weights are kept as the best.
         patience: Validations without improvement before the training stops early; ``None`` never does.
         save_minutes: Minutes between checkpoints.
-        init_from: Bundle (name or folder) to start from; ``None`` starts from random weights.
+        init_from: Bundle (name or folder), or folder of an ended run, to start from; ``None``: random weights.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    #: What a resumed run may have otherwise; a start is behind it.
+    may_change: ClassVar[frozenset[str]] = frozenset({"save_minutes", "init_from"})
 
     seed: int = 0
     steps: Count
@@ -218,6 +221,8 @@ class ControlNetRecipe(Recipe):
         air_weight: Weight of latent voxels outside the body.
         sample_posterior: As for the UNet.
     """
+
+    may_change: ClassVar[frozenset[str]] = frozenset({"save_minutes"})  # the frozen UNet comes from init_from
 
     network: Literal["controlnet"] = "controlnet"
     definition: dict[str, Any] | None = None

@@ -310,7 +310,7 @@ class Trainer:
     def _identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the broken one."""
         names = [self._task.item_name(i) for i in range(self._task.item_count())]
-        return {**self._recipe.model_dump(mode="json", exclude={"save_minutes"}), "training items": names}
+        return {**self._recipe.model_dump(mode="json", exclude=set(self._recipe.may_change)), "training items": names}
 
     def _saved(self, resume: bool) -> Checkpoint | None:
         path = self._folder / CHECKPOINT_NAME
@@ -322,14 +322,14 @@ class Trainer:
             raise TrainingError(f"{self._folder} holds a run. --resume goes on with it; another --out starts anew.")
         saved = read_checkpoint(path)
         # A run from before a field of the recipe existed was made with what is its default now.
-        new = self._identity()
-        fields = type(self._recipe).model_fields
+        new, fields = self._identity(), type(self._recipe).model_fields
         later = {
-            n: fields[n].get_default(call_default_factory=True)
-            for n in new.keys() - saved.identity.keys()
-            if n in fields
+            name: fields[name].get_default(call_default_factory=True)
+            for name in new.keys() - saved.identity.keys()
+            if name in fields
         }
-        check_same_run({**later, **saved.identity}, new, self._folder)
+        old = {name: value for name, value in saved.identity.items() if name not in self._recipe.may_change}
+        check_same_run({**later, **old}, new, self._folder)
         return saved
 
     def _restore(self, saved: Checkpoint) -> None:

@@ -57,6 +57,7 @@ def write_recipes(folder: Path) -> Path:
             "steps": 1,
         },
         "diffusion": diffusion,
+        "diffusion-refine": diffusion,
         "diffusion-ddpm": {**diffusion, "schedule": {"kind": "ddpm"}},
         "mask-autoencoder": {
             "network": "mask-autoencoder",
@@ -117,7 +118,7 @@ def sample(folder: Path, **request: Any) -> maisi.Sample:
 
 
 def test_every_stage_of_the_embedded_bundle_has_its_recipe() -> None:
-    needed = {*STAGES, "patients", "mask-generator", "diffusion-ddpm"} - {"data", "latents", "ddpm"}
+    needed = {*STAGES, "patients", "mask-generator", "diffusion-ddpm", "diffusion-refine"} - {"data", "latents", "ddpm"}
     for name in needed:
         resource("recipes", "head-neck-mini", f"{name}.json")
     flow, ddpm = (
@@ -132,7 +133,7 @@ def test_the_first_stages_end_in_a_bundle_that_generates(first: Path) -> None:
     bundle = Bundle(first / "bundle")
     assert bundle.verify() == []
     assert bundle.name == "head-neck-mini"
-    assert bundle.manifest.made_by["metrics"] == {"autoencoder_steps": 1, "diffusion_steps": 1}
+    assert bundle.manifest.made_by["metrics"] == {"autoencoder_steps": 1, "diffusion_steps": 2}
     assert bundle.scale_factor() > 0
     made = sample(first / "bundle", anatomy=["target"])
     assert made.image.array.shape == (16, 16, 16)
@@ -192,6 +193,6 @@ def test_a_bundle_before_its_trainings_says_which_one_is_missing(
     openkbp: Path, recipes: Path, first: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(first / "pairs", tmp_path / "pairs")
-    with pytest.raises(TrainingError, match="Let the training 'diffusion' end first"):
+    with pytest.raises(TrainingError, match="Let the training 'diffusion-refine' end first"):
         train(openkbp, tmp_path, ("bundle",), recipes)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs"]

@@ -13,7 +13,7 @@ from MAISILib.bundles.bundle import Bundle
 from MAISILib.bundles.networks import build_network
 from MAISILib.bundles.weights import read_state_dict
 from MAISILib.errors import TrainingError
-from MAISILib.training.initial_weights import start_from_bundle
+from MAISILib.training.initial_weights import start_from
 from MAISILib.training.start import start_training
 from Testing.tiny_bundle import make_tiny_bundle, tiny_definitions
 
@@ -26,7 +26,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def test_networks_take_the_weights_of_the_same_name(bundle: Bundle) -> None:
     networks = {name: build_network(tiny_definitions()[name]) for name in ("diffusion", "controlnet")}
     own = {name: value.clone() for name, value in networks["controlnet"].state_dict().items()}
-    start_from_bundle(networks, str(bundle.folder))
+    start_from(networks, str(bundle.folder))
     for name, value in bundle.load("diffusion").state_dict().items():
         assert torch.equal(networks["diffusion"].state_dict()[name], value)
     assert all(torch.equal(value, own[name]) for name, value in networks["controlnet"].state_dict().items())
@@ -36,7 +36,7 @@ def test_networks_take_the_weights_of_the_same_name(bundle: Bundle) -> None:
 def test_without_a_bundle_nothing_changes() -> None:
     network = torch.nn.Linear(2, 2)
     before = network.weight.clone()
-    start_from_bundle({"diffusion": network}, None)
+    start_from({"diffusion": network}, None)
     assert torch.equal(network.weight, before)
 
 
@@ -45,7 +45,7 @@ def test_without_a_bundle_nothing_changes() -> None:
 )
 def test_a_bundle_without_these_networks_is_refused(name: str, said: str, bundle: Bundle) -> None:
     with pytest.raises(TrainingError, match=said):
-        start_from_bundle({name: torch.nn.Linear(2, 2)}, str(bundle.folder))
+        start_from({name: torch.nn.Linear(2, 2)}, str(bundle.folder))
 
 
 def test_an_autoencoder_goes_on_from_a_bundles(bundle: Bundle, patients: Path, tmp_path: Path) -> None:
