@@ -172,6 +172,7 @@ def encode_items(
 
     Raises:
         FileFormatError: Images that cannot be used: all of them are named, after the others have been encoded.
+        RequestError: An image is named like what the mirrored patient of another is called.
         BundleError: The autoencoder cannot be loaded.
         OutOfMemory: An image is too large for the device.
         OutputError: The folder cannot be written.
@@ -179,13 +180,13 @@ def encode_items(
     """
     work = _Work(coder, out, autoencoder_sha256, table, grid, modality, mirrored, precision, device, cancel)
     jobs = list(work.jobs(data))
+    _check_names_apart(jobs)
     done: dict[bool, list[str]] = {True: [], False: []}
     entries: dict[bool, list[DataItem]] = {True: [], False: []}
     problems: list[str] = []
     for number, (item, is_mirrored, held_out) in enumerate(jobs):
         work.cancel.check()
-        name = item.name + (MIRRORED_SUFFIX if is_mirrored else "")
-        on_progress(Progress("encode", number, len(jobs), name))
+        on_progress(Progress("encode", number, len(jobs), _stored_name(item, is_mirrored)))
         try:
             entry, was_there = work.encode(item, is_mirrored)
         except (FileFormatError, MaskError, RequestError) as error:
@@ -265,7 +266,7 @@ class _Work:
         named = self._modality if item.modality is None else item.modality
         code = modality_code(named, self._names)
         target = self._rule.of(canonical_grid(read_grid(item.image)))
-        name = item.name + (MIRRORED_SUFFIX if is_mirrored else "")
+        name = _stored_name(item, is_mirrored)
         path, mask_path = self._out / f"{name}{SUFFIX}", self._out / f"{name}{MASK_SUFFIX}"
         header = LatentHeader(
             affine=target.affine.tolist(),  # until the latent tells how many voxels it stands for
@@ -345,6 +346,19 @@ class _Work:
                     module.register_forward_pre_hook(lambda module, inputs: self.cancel.check())
             self._codec = Codec(network, 1.0, scale, device=self._device)
         return self._codec
+
+
+def _stored_name(item: DataItem, is_mirrored: bool) -> str:
+    return item.name + (MIRRORED_SUFFIX if is_mirrored else "")
+
+
+def _check_names_apart(jobs: list[tuple[DataItem, bool, bool]]) -> None:
+    taken: dict[str, Path] = {}
+    for item, is_mirrored, _ in jobs:
+        name = _stored_name(item, is_mirrored)
+        other = taken.setdefault(name.casefold(), item.image)
+        if other is not item.image:
+            raise RequestError(f"Latents of {item.image} and {other} would both be named {name!r}. Rename one image.")
 
 
 def _is_there(path: Path, wanted: LatentHeader) -> bool:

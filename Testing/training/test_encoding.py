@@ -269,3 +269,13 @@ def test_mr_is_mapped_by_its_own_percentiles(bundle: Bundle, tmp_path: Path) -> 
     strange = replace(items[0], modality="mri_t9")
     with pytest.raises(FileFormatError, match="mr1: Unknown modality 'mri_t9'"):
         encode(bundle, Datalist((strange,), ()), tmp_path / "out2")
+
+
+def test_an_image_named_like_another_ones_mirrored_patient_is_refused(
+    bundle: Bundle, data: Path, tmp_path: Path
+) -> None:
+    write_patient(data, "P1-mirrored", seed=7)
+    with pytest.raises(RequestError, match=r"P1-mirrored_ct.* would both be named 'p1-mirrored'"):
+        encode(bundle, data, tmp_path / "out", mirrored=True)
+    assert not (tmp_path / "out").exists()
+    assert "P1-mirrored" in encode(bundle, data, tmp_path / "out").encoded  # nothing is mirrored: no harm
