@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from statistics import median
 
 from MAISILib.errors import FailedTrainingError
 
@@ -22,10 +23,12 @@ class LossWatch:
     def __init__(self) -> None:
         self.first: list[float] = []
         self._recent: deque[float] = deque(maxlen=WINDOW)
-        self._seen = 0
 
     def add(self, loss: float, where: str) -> None:
         """Takes the loss of a step.
+
+        It has diverged where its mean and its median have risen: where some items weigh a hundred times (a rare
+        lesion), a few of them raise the mean alone.
 
         Raises:
             FailedTrainingError: The loss has diverged.
@@ -33,8 +36,7 @@ class LossWatch:
         if len(self.first) < WINDOW:
             self.first.append(loss)
         self._recent.append(loss)
-        self._seen += 1
-        if self._rise() > DIVERGED:
+        if self._rise() > DIVERGED and median(self._recent) > DIVERGED * abs(median(self.first)):
             now, start = sum(self._recent) / WINDOW, sum(self.first) / len(self.first)
             raise FailedTrainingError(
                 f"{where}: the loss has diverged. It was {start:.4g} at the start and {now:.4g} over the last {WINDOW} "
@@ -47,6 +49,6 @@ class LossWatch:
         return self._rise() > DIVERGED / 2
 
     def _rise(self) -> float:
-        if len(self._recent) < WINDOW or len(self.first) < WINDOW or self._seen < WINDOW:
+        if len(self._recent) < WINDOW or len(self.first) < WINDOW:
             return 1.0
         return max(0.0, sum(self._recent)) / max(1e-12, abs(sum(self.first)))

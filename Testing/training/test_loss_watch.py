@@ -26,6 +26,10 @@ def test_one_wild_step_is_no_divergence() -> None:
     assert not feed(watch, *[1.0] * WINDOW).is_doubtful
 
 
+def test_rare_items_that_weigh_a_hundred_times_are_no_divergence() -> None:
+    feed(LossWatch(), *[0.3] * WINDOW, *[0.3, 0.3, 0.3, 6.2] * 50)
+
+
 def test_noise_is_no_divergence() -> None:
     rng = random.Random(1)
     watch = feed(LossWatch(), *(rng.uniform(0.3, 1.0) for _ in range(500)))
