@@ -16,6 +16,8 @@ from MAISILib.errors import TrainingError
 from MAISILib.files.atomic import atomic_path
 
 _FORMAT = 1
+#: How PyTorch's writer of files reports a full disk.
+_FULL_DISK = ("unexpected pos", "PytorchStreamWriter", "inline_container", "iostream")
 
 
 class MovingAverage:
@@ -44,10 +46,6 @@ class MovingAverage:
         """Goes back to an earlier state, on the device of the present one."""
         self.weights = {name: value.to(self.weights[name].device) for name, value in weights.items()}
         self._count = count
-
-    def to(self, device: torch.device) -> None:
-        """Moves the average to the network's device."""
-        self.weights = {name: value.to(device) for name, value in self.weights.items()}
 
 
 @dataclass
@@ -95,7 +93,9 @@ class Checkpoint:
         with atomic_path(path) as temporary:
             try:
                 torch.save(state, temporary)
-            except RuntimeError as error:  # PyTorch's writer reports a full disk this way
+            except RuntimeError as error:
+                if not any(words in str(error) for words in _FULL_DISK):
+                    raise
                 raise OSError(errno.ENOSPC, str(error)) from error
 
 

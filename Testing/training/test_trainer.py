@@ -170,6 +170,15 @@ def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path, monkeypatch: py
     assert train(tmp_path).step == 7
 
 
+def test_what_is_no_full_disk_is_not_called_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose_the_device(state: Any, path: Path) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch, "save", lose_the_device)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        train(tmp_path, steps=1)
+
+
 class RunsCode:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch executed",)
