@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from MAISILib.anatomy.labels import LabelTable
 from MAISILib.anatomy.masks import label_bits
 from MAISILib.bundles.manifest import ScheduleEntry
 from MAISILib.diffusion.networks import CONDITION_SCALE
-from MAISILib.diffusion.schedules import DdpmSchedule, FlowSchedule, Schedule
+from MAISILib.diffusion.schedules import FlowSchedule, Schedule, schedule_of
 from MAISILib.errors import TrainingError
 from MAISILib.training.task import Tensors, generator_of
 
@@ -30,11 +31,16 @@ _VALIDATION_TIMES = (0.15, 0.5, 0.85)
 
 
 def make_schedule(fields: dict[str, Any]) -> Schedule:
-    """The noise schedule of a recipe or a manifest."""
-    entry = ScheduleEntry.model_validate(fields)
-    if entry.kind == "rflow":
-        return FlowSchedule(entry.train_timesteps, entry.use_timestep_transform, entry.base_latent_voxels)
-    return DdpmSchedule(entry.train_timesteps, entry.beta_start, entry.beta_end, entry.beta_schedule)
+    """The noise schedule of a recipe or a manifest.
+
+    Raises:
+        TrainingError: A field that no schedule has, or a value that does not fit.
+    """
+    try:
+        return schedule_of(ScheduleEntry.model_validate(fields))
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, p['loc'])) or 'it'} is {p['input']!r}: {p['msg']}" for p in error.errors())
+        raise TrainingError(f"The recipe's schedule does not fit: {'; '.join(problems)}.") from None
 
 
 def diffusion_item(

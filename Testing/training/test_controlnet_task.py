@@ -250,3 +250,10 @@ def test_networks_that_do_not_belong_together_are_refused() -> None:
         ControlNetTask(
             recipe, unet, definitions["controlnet"], SCHEDULE, stored, stored, default_table(), {"x": torch.ones(1)}
         )
+
+
+def test_a_schedule_that_does_not_fit_is_named() -> None:
+    with pytest.raises(TrainingError, match=r"The recipe's schedule does not fit: kind is 'rflw': Input should be"):
+        make_schedule({"kind": "rflw"})
+    with pytest.raises(TrainingError, match=r"beta_begin is 0\.1: Extra"):
+        make_schedule({"kind": "ddpm", "beta_begin": 0.1})
