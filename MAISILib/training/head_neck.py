@@ -19,8 +19,6 @@ from MAISILib.volumes import Grid, Volume
 #: OpenKBP structure number → label of ``Resources/bundles/head-neck-mini/labels.csv``, in drawing order.
 STRUCTURES = {8: 140, 9: 140, 10: 140, 5: 11, 6: 136, 1: 133, 2: 121, 3: 134, 4: 135, 7: 137}
 BODY, TARGET, BONE, AIR = 200, 140, 138, 139
-#: Pairs that change places when a patient is mirrored.
-MIRRORED = ((134, 135),)
 
 #: Inside the body: below is gas, above is bone. At 6×6×4 mm partial volume mixes thin bone with soft tissue, so the
 #: bone threshold is lower than the 250–300 HU usual at full resolution.
@@ -123,13 +121,3 @@ def conditioning_labels(ct: np.ndarray, structures: np.ndarray) -> np.ndarray:
         if label != TARGET:
             labels[structures == structure] = label
     return labels
-
-
-def mirror(array: np.ndarray, *, labels: bool = False) -> np.ndarray:
-    """The patient in a mirror: the first (right–left) axis reversed, and paired labels exchanged."""
-    flipped = array[::-1].copy()
-    if labels:
-        for right, left in MIRRORED:
-            was_right, was_left = flipped == right, flipped == left
-            flipped[was_right], flipped[was_left] = left, right
-    return flipped

@@ -18,7 +18,6 @@ from MAISILib.training.head_neck import (
     case_names,
     conditioning_labels,
     crop_grid,
-    mirror,
     read_case,
     sample_case,
 )
@@ -183,19 +182,3 @@ def test_every_drawn_structure_has_a_label_of_the_bundle(structure: int, reposit
     label = int(conditioning_labels(ct, structures)[5, 5, 5])
     assert label == STRUCTURES[structure]
     assert label in table
-
-
-def test_mirror_changes_sides_and_names(labels: np.ndarray) -> None:
-    reflected = mirror(labels, labels=True)
-    assert reflected[25, 15, 20] == LEFT_PAROTID  # where the right one was reflected to
-    assert reflected[6, 15, 20] == RIGHT_PAROTID
-    assert (reflected == LEFT_PAROTID).sum() == (labels == RIGHT_PAROTID).sum()
-    assert (labels == RIGHT_PAROTID).sum() != (labels == LEFT_PAROTID).sum()
-    others = ~np.isin(labels, (RIGHT_PAROTID, LEFT_PAROTID))
-    np.testing.assert_array_equal(reflected[::-1][others], labels[others])
-    np.testing.assert_array_equal(mirror(reflected, labels=True), labels)
-
-
-def test_mirror_of_an_image_only_reverses_the_first_axis() -> None:
-    image = np.arange(24.0).reshape(4, 3, 2) + 130  # values like those of labels
-    np.testing.assert_array_equal(mirror(image), image[::-1])
