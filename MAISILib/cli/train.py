@@ -13,7 +13,8 @@ from MAISILib.cli import options
 
 def run(
     network: Annotated[
-        str, typer.Argument(help="autoencoder, diffusion, controlnet, mask-autoencoder, mask-diffusion.")
+        str,
+        typer.Argument(help="autoencoder, diffusion, controlnet, or mask-generator: which part, its recipe says."),
     ],
     recipe: Annotated[Path, typer.Option("--recipe", help="What to train and how, as JSON; see docs/training.md.")],
     data: Annotated[

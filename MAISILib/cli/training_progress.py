@@ -23,7 +23,7 @@ def events_on_stderr() -> Iterator[OnEvent]:
 
         def on_event(event: Event) -> None:
             nonlocal last
-            if event.message or time.monotonic() - last > _INTERVAL:
+            if event.message or event.file or time.monotonic() - last > _INTERVAL:
                 last = time.monotonic()
                 print(_line(event), file=sys.stderr, flush=True)
 
@@ -36,7 +36,7 @@ def events_on_stderr() -> Iterator[OnEvent]:
         tasks: dict[str, TaskID] = {}
 
         def on_event(event: Event) -> None:
-            if event.message:
+            if event.message or event.file:
                 bars.console.print(_line(event), highlight=False)
                 return
             if event.stage not in tasks:
@@ -48,7 +48,7 @@ def events_on_stderr() -> Iterator[OnEvent]:
 
 
 def _line(event: Event) -> str:
-    return f"{event.stage} {event.done}/{event.total} {event.message or _figures(event)}".rstrip()
+    return f"{event.stage} {event.done}/{event.total} {event.message or event.file or _figures(event)}".rstrip()
 
 
 def _figures(event: Event) -> str:
