@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from MAISILib.jobs.folder import Event, OnEvent
 
-#: Elsewhere than on a terminal a line appears at most this often (seconds), unless there is something to say or a stage ends.
+#: Elsewhere than on a terminal lines come at least this far apart (seconds), unless a stage ends or there is a message.
 _INTERVAL = 10.0
 
 
