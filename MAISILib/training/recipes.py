@@ -15,6 +15,8 @@ from MAISILib.training.images import ImageSettings
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
 Part = Annotated[float, Field(ge=0, le=1)]
+#: Not 0: an item of nothing but air would have no weight at all.
+AirWeight = Annotated[float, Field(gt=0, le=1)]
 
 HOW_TO_GET_PERCEPTUAL_WEIGHTS = (
     "Download resnet_10_23dataset.pth of MedicalNet (MIT licence) from "
@@ -60,7 +62,7 @@ class Recipe(BaseModel):
     optimizer: Literal["adam", "adamw"] = "adam"
     rate: Positive = 1e-4
     rate_schedule: Literal["constant", "polynomial", "cosine", "epochs"] = "constant"
-    epoch_factors: list[tuple[Count, Positive]] = [(10, 0.01), (10, 0.1), (1, 1.0)]
+    epoch_factors: Annotated[list[tuple[Count, Positive]], Field(min_length=1)] = [(10, 0.01), (10, 0.1), (1, 1.0)]
     warmup: Annotated[int, Field(ge=0)] = 0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip: Positive | None = None
@@ -119,7 +121,7 @@ class AutoencoderRecipe(Recipe):
     data: ImageSettings = ImageSettings()
     labels_of: str | None = None
     squared_weight: Annotated[float, Field(ge=0)] = 0.0
-    air_weight: Part = 1.0
+    air_weight: AirWeight = 1.0
     kl_weight: Annotated[float, Field(ge=0)] = 1e-7
     perceptual_weight: Annotated[float, Field(ge=0)] = 0.3
     perceptual_weights: Path | None = None
@@ -183,7 +185,7 @@ class DiffusionRecipe(Recipe):
     loss: Literal["l1", "l2"] = "l1"
     scale_factor: Positive | None = None
     sample_posterior: bool = True
-    air_weight: Part = 1.0
+    air_weight: AirWeight = 1.0
     crop: LatentCrop | None = None
     time_power: Positive = 1.0
     pass_through_start: bool = False
@@ -236,7 +238,7 @@ class ControlNetRecipe(Recipe):
     modality_dropout: Part = 0.0
     coarse_modality: int = 0
     loss: Literal["l1", "l2"] = "l1"
-    air_weight: Part = 1.0
+    air_weight: AirWeight = 1.0
     sample_posterior: bool = True
     batch: Count = 1
     optimizer: Literal["adam", "adamw"] = "adamw"
