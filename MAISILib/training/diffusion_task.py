@@ -124,6 +124,7 @@ class DiffusionTask:
         rng = random.Random(index)
         sample = self._validation.load(index, rng)
         item = diffusion_item(sample, self.schedule, rng, self._recipe.air_weight)
+        check_conditions(item, self.networks["diffusion"], self._validation.name(index))
         if self._recipe.controlnet is not None:
             labels = labels_of(sample, self._validation.name(index))
             item |= {"bits": mask_bits(labels), "masked": torch.ones(1, 1, 1, 1)}
