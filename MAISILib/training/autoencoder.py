@@ -144,8 +144,9 @@ class AutoencoderTask:
         image = sample.image[None].to(device)
         network: Any = networks["autoencoder"]
         output = reconstruct(network, image, self._recipe.data.val_sliding_window_patch_size)
-        inside = torch.ones_like(image) if sample.label is None else sample.label[None].to(device)
-        error = (output.clamp(0, 1) - image)[inside > 0]
+        error = output.clamp(0, 1) - image
+        if sample.label is not None and sample.label.any():
+            error = error[sample.label[None].to(device) > 0]
         return {"psnr_db": -10 * math.log10(float((error**2).mean())), "mae": float(error.abs().mean())}
 
 
