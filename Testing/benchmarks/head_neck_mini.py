@@ -11,7 +11,7 @@ ddpm    With ``--ddpm BUNDLE``: FID and time of the last bundle and of its DDPM 
 sizes   The mask generator asked for small and for large organs, against the difference between real patients.
 
 ``--reuse FOLDER`` keeps every generated image, so that a run that was interrupted goes on. Without ``--data`` the
-masks are X
+masks are those of the bundle's library, of patients that it was trained on, and there is no CT to compare with.
 """
 
 from __future__ import annotations
