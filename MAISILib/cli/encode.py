@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,7 +30,13 @@ class Precision(str, Enum):
 def run(
     data: Annotated[Path, typer.Option("--data", help="Datalist (JSON), or folder of images and segmentations.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the latents; what it holds already is kept.")],
-    bundle: options.BundleOption = "head-neck-mini",
+    bundle: Annotated[
+        str | None, typer.Option("--bundle", "-b", help="Name of a bundle, or its folder; default is head-neck-mini.")
+    ] = None,
+    autoencoder: Annotated[
+        Path | None,
+        typer.Option("--autoencoder", help="Run folder of maisi train autoencoder, instead of a bundle."),
+    ] = None,
     base: Annotated[
         Path | None, typer.Option("--base", help="Folder that paths in the datalist start from; default is its own.")
     ] = None,
@@ -58,6 +65,7 @@ def run(
     """
     from MAISILib.bundles.bundle import open_bundle
     from MAISILib.cli.running import cancel_on_interrupt, check_writable
+    from MAISILib.errors import RequestError
     from MAISILib.training.datalist import read_datalist
     from MAISILib.training.encoding import GridRule, check_request, encode_items
 
@@ -65,15 +73,24 @@ def run(
         typer.echo(f"left out: {reason}", err=True)
 
     started = time.perf_counter()
-    opened, rule = open_bundle(bundle), GridRule(keep_voxels, size, spacing)
-    check_request(opened, rule, modality)
+    rule = GridRule(keep_voxels, size, spacing)
+    if autoencoder is not None:
+        from MAISILib.training.run_encoding import check_run, encode_with_run
+
+        if bundle is not None:
+            raise RequestError("--autoencoder and --bundle name two autoencoders. Give one.")
+        check_run(autoencoder, rule, modality)
+        encode = partial(encode_with_run, autoencoder)
+    else:
+        opened = open_bundle(bundle or "head-neck-mini")
+        check_request(opened, rule, modality)
+        encode = partial(encode_items, opened)
     check_writable(out)
     items = read_datalist(data, base=base, fold=fold, skip_bad=skip_bad, on_skip=on_skip)
     with cancel_on_interrupt() as cancel, _progress_on_stderr() as on_progress:
         from MAISILib.generation.plan import choose_device  # PyTorch: only now that all else is known to be good
 
-        done = encode_items(
-            opened,
+        done = encode(
             items,
             out,
             grid=rule,

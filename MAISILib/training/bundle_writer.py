@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from MAISILib.bundles.manifest import Manifest, NetworkEntry, write_manifest
 from MAISILib.bundles.weights import save_safetensors, sha256_of
 from MAISILib.files.atomic import atomic_path
 from MAISILib.quality.hu_check import COLUMNS, median_statistics
+from MAISILib.training.trained_networks import TrainedNetwork
 
 
-def write_network(
-    folder: Path, name: str, definition: dict[str, Any], state: Mapping[str, torch.Tensor]
-) -> NetworkEntry:
+def write_trained(folder: Path, trained: TrainedNetwork) -> NetworkEntry:
     """Writes ``<name>.safetensors`` in fp16 and returns its manifest entry."""
-    path = folder / f"{name}.safetensors"
-    save_safetensors(dict(state), path)
+    path = save_safetensors(trained.read().weights, folder / f"{trained.name}.safetensors")
     return NetworkEntry(
-        definition=definition,
+        definition=trained.definition,
         weights=path.name,
         format="safetensors",
         sha256=sha256_of(path),

@@ -7,22 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from MAISILib.anatomy.labels import LabelTable, default_table
 from MAISILib.anatomy.library import build_library
 from MAISILib.bundles.manifest import MANIFEST_NAME
-from MAISILib.bundles.weights import read_checkpoint as read_weights
-from MAISILib.errors import TrainingError
 from MAISILib.files.atomic import atomic_folder, write_text
 from MAISILib.resources import resource
-from MAISILib.training.bundle_writer import write_bundle, write_network, write_statistics
+from MAISILib.training.bundle_writer import write_bundle, write_statistics, write_trained
 from MAISILib.training.checkpoint import read_checkpoint
 from MAISILib.training.datalist import read_datalist
 from MAISILib.training.head_neck_data import DATALIST_NAME, centred_masks
 from MAISILib.training.mask_dataset import MaskDataset
 from MAISILib.training.mask_recipes import MaskDiffusionRecipe
 from MAISILib.training.recipes import read_json, read_recipe
+from MAISILib.training.trained_networks import TrainedNetwork, trained_network
 from MAISILib.training.trainer import CHECKPOINT_NAME
 from MAISILib.volumes import Grid, LabelMap, Volume
 
@@ -82,16 +79,13 @@ class HeadNeckRuns:
         """Whether a training has reached its end and left its weights."""
         return (self.out / name / "weights").is_dir()
 
-    def weights(self, name: str, network: str) -> Path:
-        """The averaged weights of a network.
+    def trained(self, name: str, network: str) -> TrainedNetwork:
+        """A network as its training left it.
 
         Raises:
-            TrainingError: Its training has not ended.
+            TrainingError: The training has not ended.
         """
-        path = self.out / name / "weights" / f"{network}.safetensors"
-        if not path.is_file():
-            raise TrainingError(f"{path} is missing. Let the training {name!r} end first.")
-        return path
+        return trained_network(self.out / name, network)
 
     def scale_factor(self, name: str, network: str) -> float:
         """What a diffusion training multiplied latents by.
@@ -99,7 +93,7 @@ class HeadNeckRuns:
         Raises:
             TrainingError: It has not ended.
         """
-        found = read_weights(self.weights(name, network), "safetensors").scale_factor
+        found = self.trained(name, network).read().scale_factor
         assert found is not None, "start_training writes it"
         return found
 
@@ -148,8 +142,7 @@ def _make(runs: HeadNeckRuns, bundle: Path, diffusion: str, patients: Patients) 
             fields |= _mask_generator(runs, folder)
             trained |= _MASK_NETWORKS
         fields["networks"] = {
-            name: write_network(folder, name, _definition(runs, name, run), _state(runs, name, run)).model_dump()
-            for name, run in trained.items()
+            name: write_trained(folder, runs.trained(run, name)).model_dump() for name, run in trained.items()
         }
         fields["made_by"]["metrics"] = {
             f"{name}_steps": sum(
@@ -160,14 +153,6 @@ def _make(runs: HeadNeckRuns, bundle: Path, diffusion: str, patients: Patients) 
         }
         write_bundle(folder, fields)
     return bundle
-
-
-def _definition(runs: HeadNeckRuns, network: str, run: str) -> dict[str, Any]:
-    return runs.recipe(run)["controlnet" if network == "controlnet" else "definition"]
-
-
-def _state(runs: HeadNeckRuns, network: str, run: str) -> dict[str, torch.Tensor]:
-    return read_weights(runs.weights(run, network), "safetensors").weights
 
 
 def _ddpm(runs: HeadNeckRuns, fields: dict[str, Any]) -> dict[str, Any]:

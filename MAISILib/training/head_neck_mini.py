@@ -13,18 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from MAISILib.bundles.networks import build_network
-from MAISILib.bundles.weights import read_state_dict, sha256_of
-from MAISILib.codec.codec import Codec, IntensityScale
 from MAISILib.files.atomic import write_text
 from MAISILib.jobs.folder import Event
 from MAISILib.resources import resource
 from MAISILib.training.datalist import LATENTS_NAME, read_datalist
-from MAISILib.training.encoding import encode_items
+from MAISILib.training.encoding import GridRule
 from MAISILib.training.head_neck_bundle import NAME, HeadNeckRuns, label_table, make_bundles
 from MAISILib.training.head_neck_data import prepare_patients
+from MAISILib.training.run_encoding import encode_with_run
 from MAISILib.training.start import start_training
 
 STAGES = ("data", "autoencoder", "latents", "diffusion", "ddpm", "mask-autoencoder", "mask-diffusion", "bundle")
@@ -88,24 +85,14 @@ def _train(kind: str, name: str, data: Path, runs: HeadNeckRuns, **fields: Any) 
 
 def encode_patients(runs: HeadNeckRuns) -> None:
     """Posterior of every crop and of its mirror image, by the autoencoder as the bundle stores it (fp16)."""
-    codec = Codec(trained_autoencoder(runs), 1.0, IntensityScale())
-    encode_items(
-        codec,
+    encode_with_run(
+        runs.out / "autoencoder",
         read_datalist(runs.pairs),
         runs.out / "latents",
-        autoencoder_sha256=sha256_of(runs.weights("autoencoder", "autoencoder")),
-        table=label_table(),
+        grid=GridRule(keep=True),  # patients are on the model's grids already
         mirrored=True,
         on_progress=lambda p: _say(f"encode {p.done}/{p.total}") if p.done % 100 == 0 else None,
     )
-
-
-def trained_autoencoder(runs: HeadNeckRuns) -> torch.nn.Module:
-    """The averaged autoencoder, rounded to fp16 as the bundle stores it, so that latents fit the shipped weights."""
-    network = build_network(runs.recipe("autoencoder")["definition"])
-    state = read_state_dict(runs.weights("autoencoder", "autoencoder"), "safetensors")
-    network.load_state_dict({name: value.float() for name, value in state.items()})
-    return network
 
 
 def _tell(event: Event) -> None:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from MAISILib.bundles.weights import sha256_of
+from MAISILib.files.images import read_image
 from MAISILib.files.nifti import write_labels, write_volume
-from MAISILib.training.latent_files import read_header
+from MAISILib.training.latent_files import read_header, read_posterior
+from MAISILib.training.start import start_training
+from MAISILib.training.trained_networks import trained_network
 from MAISILib.volumes import Grid, Volume
 from Testing.cli.conftest import Maisi
-from Testing.tiny_bundle import tiny_patient
+from Testing.tiny_bundle import tiny_definitions, tiny_patient
 
 
 def write_pair(folder: Path, name: str, size: int = 16) -> None:
@@ -30,6 +37,23 @@ def data(tmp_path: Path) -> Path:
     for name in ("p1", "p22"):
         write_pair(tmp_path / "data", name)
     return tmp_path / "data"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ended training of an autoencoder whose latent voxel stands for 2 image voxels along an axis."""
+    folder = tmp_path_factory.mktemp("training")
+    write_pair(folder / "data", "p1")
+    recipe = {
+        "network": "autoencoder",
+        "definition": tiny_definitions()["autoencoder"],
+        "data": {"random_aug": False, "patch_size": [8, 8, 8], "divisor": 4},
+        "steps": 1,
+        "perceptual_weight": 0.0,
+        "adversarial_weight": 0.0,
+    }
+    (folder / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
+    return start_training("autoencoder", folder / "recipe.json", folder / "data", folder / "run", device="cpu").folder
 
 
 def test_a_folder_is_encoded_once(maisi: Maisi, work: Path, tiny: Path, data: Path) -> None:
@@ -57,6 +81,49 @@ def test_a_datalist_with_a_base_and_a_fold_is_encoded(maisi: Maisi, work: Path, 
     ]
     assert lists["training"][0]["dim"] == [8, 8, 12]
     assert read_header(work / "latents" / "p1_emb.safetensors").precision == "float32"
+
+
+def test_a_training_encodes_before_there_is_a_bundle(maisi: Maisi, work: Path, run: Path, data: Path) -> None:
+    write_pair(data, "p333", size=18)
+    asked = ["encode", "--autoencoder", run, "--data", data, "--out", "latents", "--device", "cpu"]
+    told = maisi(*asked, "--keep-voxels", "--json")
+    assert told.code == 0, told
+    assert told.json["encoded"] == ["p1", "p22", "p333"]
+    headers = [read_header(work / "latents" / f"{name}_emb.safetensors") for name in ("p1", "p333")]
+    assert [header.image_shape for header in headers] == [(16, 16, 16), (20, 20, 20)]
+    assert {header.autoencoder_sha256 for header in headers} == {sha256_of(run / "weights" / "autoencoder.safetensors")}
+    assert maisi(*asked, "--keep-voxels", "--json").json["kept"] == ["p1", "p22", "p333"]
+    mean, _ = read_posterior(work / "latents" / "p1_emb.safetensors")
+    network: Any = trained_network(run, "autoencoder").load()
+    image = read_image(data / "p1_ct.nii.gz", "HU", 0).array
+    with torch.inference_mode():
+        expected = network.encode(torch.from_numpy((image.astype(np.float32) + 1000) / 2000)[None, None])[0][0]
+    assert torch.allclose(torch.as_tensor(mean).float(), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--bundle head-neck-mini", "Give one"),
+        ("--size 9 8 8", "needs multiples of 2"),
+        ("--size 8 8 8 --keep-voxels", "contradict"),
+        ("--modality cr", "Unknown modality 'cr'"),
+        ("--autoencoder gone", "Let the training 'gone' end first"),
+        ("--data gone.json", "gone.json does not exist"),
+    ],
+)
+def test_senseless_options_beside_a_training_are_refused(
+    refused: Maisi, run: Path, data: Path, options: str, said: str
+) -> None:
+    told = refused("encode", "--autoencoder", run, "--data", data, "--out", "latents", *options.split())
+    assert said in told.err
+
+
+def test_a_training_of_another_network_is_refused(refused: Maisi, run: Path, data: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    (other / "weights" / "autoencoder.safetensors").rename(other / "weights" / "diffusion.safetensors")
+    told = refused("encode", "--autoencoder", other, "--data", data, "--out", "latents")
+    assert "is a training of diffusion, not of autoencoder" in told.err
 
 
 @pytest.mark.parametrize(
