@@ -47,6 +47,7 @@ class AutoencoderTask:
     """
 
     name = "autoencoder"
+    judged_by: tuple[str, ...] = ("mae",)
 
     def __init__(
         self,
@@ -69,6 +70,7 @@ class AutoencoderTask:
         if recipe.checkpoint_activations:
             checkpoint_activations(autoencoder)
         self.networks: dict[str, nn.Module] = {"autoencoder": autoencoder}
+        self.facts: dict[str, str] = {}
         self.phases: dict[str, tuple[str, ...]] = {"main": ("autoencoder",)}
         if recipe.adversarial_weight > 0:
             from monai.networks.nets.patchgan_discriminator import PatchDiscriminator
@@ -136,6 +138,10 @@ class AutoencoderTask:
     def validation_count(self) -> int:
         """Number of held-out images."""
         return len(self._validation)
+
+    def validation_name(self, index: int) -> str:
+        """Name of a held-out image."""
+        return self._validation.name(index)
 
     def validate_item(self, index: int, networks: Mapping[str, nn.Module]) -> dict[str, float]:
         """From the posterior mean: PSNR in dB and mean absolute error in [0, 1], in the body where it is known."""

@@ -39,7 +39,7 @@ from MAISILib.training.denoising import (
     validation_batches,
     weighted_mean,
 )
-from MAISILib.training.latents import LatentDataset
+from MAISILib.training.latents import LatentDataset, latent_facts
 from MAISILib.training.recipes import ControlNetRecipe
 from MAISILib.training.task import Tensors
 
@@ -70,6 +70,7 @@ class ControlNetTask:
     """
 
     name = "controlnet"
+    judged_by: tuple[str, ...] = ("loss", "region_loss")
 
     def __init__(
         self,
@@ -92,6 +93,7 @@ class ControlNetTask:
             checkpoint_activations(controlnet)
             checkpoint_activations(unet)
         self.networks: dict[str, nn.Module] = {"controlnet": controlnet}
+        self.facts: dict[str, str] = {}
         self.phases: dict[str, tuple[str, ...]] = {"main": ("controlnet",)}
 
     def item_count(self) -> int:
@@ -182,6 +184,10 @@ class ControlNetTask:
         """Number of held-out latents."""
         return len(self._validation)
 
+    def validation_name(self, index: int) -> str:
+        """Name of a held-out latent."""
+        return self._validation.name(index)
+
     def validate_item(self, index: int, networks: Mapping[str, nn.Module]) -> dict[str, float]:
         """Absolute error at three fixed times with fixed noise.
 
@@ -220,11 +226,11 @@ def controlnet_task(recipe: ControlNetRecipe, data: Datalist) -> tuple[ControlNe
     if definition is None:
         raise TrainingError(f"Bundle '{bundle.name}' has no ControlNet; give a definition in the recipe.")
     initial = bundle.load("controlnet").state_dict() if own and own.definition == definition else None
-    sha256, scale = bundle.weights_sha256()["autoencoder"], bundle.scale_factor()
+    sha256, scale = bundle.weights_sha256(), bundle.scale_factor()
 
     def latents(items: Sequence[DataItem], sample: bool) -> LatentDataset:
         return LatentDataset(
-            items, autoencoder_sha256=sha256, scale_factor=scale, sample=sample, table=bundle.labels,
+            items, autoencoder_sha256=sha256["autoencoder"], scale_factor=scale, sample=sample, table=bundle.labels,
             modalities=bundle.manifest.modality,
         )  # fmt: skip
 
@@ -238,6 +244,7 @@ def controlnet_task(recipe: ControlNetRecipe, data: Datalist) -> tuple[ControlNe
         bundle.labels,
         initial,
     )
+    task.facts = {**latent_facts(sha256["autoencoder"], scale), "frozen UNet": sha256["diffusion"]}
     return task, scale
 
 

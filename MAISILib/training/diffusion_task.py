@@ -7,7 +7,7 @@ residuals are zero, so that the UNet still learns to work alone.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,13 +31,13 @@ from MAISILib.training.denoising import (
     validation_batches,
     weighted_mean,
 )
-from MAISILib.training.initial_weights import start_from
+from MAISILib.training.initial_weights import bundle_of, start_from
 from MAISILib.training.pass_through import start_with_pass_through
 from MAISILib.training.recipes import DiffusionRecipe
 from MAISILib.training.task import Tensors
 
 if TYPE_CHECKING:
-    from MAISILib.training.datalist import Datalist
+    from MAISILib.training.datalist import DataItem, Datalist
     from MAISILib.training.latents import LatentDataset
 
 
@@ -51,6 +51,7 @@ class DiffusionTask:
     """
 
     name = "diffusion"
+    judged_by: tuple[str, ...] = ("loss",)
 
     def __init__(
         self,
@@ -72,6 +73,7 @@ class DiffusionTask:
         if recipe.checkpoint_activations:
             for network in self.networks.values():
                 checkpoint_activations(network)
+        self.facts: dict[str, str] = {}
         self.phases: dict[str, tuple[str, ...]] = {"main": tuple(self.networks)}
 
     def item_count(self) -> int:
@@ -119,6 +121,10 @@ class DiffusionTask:
         """Number of held-out latents."""
         return len(self._validation)
 
+    def validation_name(self, index: int) -> str:
+        """Name of a held-out latent."""
+        return self._validation.name(index)
+
     def validate_item(self, index: int, networks: Mapping[str, nn.Module]) -> dict[str, float]:
         """The loss at three fixed times with fixed noise, with the mask where there is a ControlNet."""
         rng = random.Random(index)
@@ -137,13 +143,30 @@ class DiffusionTask:
 def diffusion_task(recipe: DiffusionRecipe, data: Datalist) -> tuple[DiffusionTask, float]:
     """The task for a datalist of latents, and their scale factor.
 
+    A bundle in ``init_from`` knows its latents by its own scale factor, labels and modalities; otherwise the scale
+    factor is measured.
+
     Raises:
         TrainingError: The bundle in ``init_from`` has other networks.
-        FileFormatError: A latent cannot be read.
+        FileFormatError: A latent cannot be read, or is from another autoencoder than the bundle's or the others'.
     """
-    from MAISILib.training.latents import LatentDataset, latent_scale_factor
+    from MAISILib.training.latents import LatentDataset, latent_facts, latent_scale_factor
 
-    training = LatentDataset(data.training, sample=recipe.sample_posterior)
-    scale = recipe.scale_factor or latent_scale_factor(training)
-    validation = LatentDataset(data.validation, sample=False, autoencoder_sha256=training.autoencoder_sha256)
-    return DiffusionTask(recipe, training.scaled(scale), validation.scaled(scale)), scale
+    bundle = bundle_of(recipe.init_from)
+
+    def latents(items: Sequence[DataItem], sample: bool, sha256: str | None) -> LatentDataset:
+        return LatentDataset(
+            items,
+            autoencoder_sha256=sha256,
+            sample=sample,
+            table=None if bundle is None else bundle.labels,
+            modalities=None if bundle is None else bundle.manifest.modality,
+        )
+
+    encoded_by = None if bundle is None else bundle.weights_sha256()["autoencoder"]
+    training = latents(data.training, recipe.sample_posterior, encoded_by)
+    validation = latents(data.validation, False, training.autoencoder_sha256)
+    scale = recipe.scale_factor or (latent_scale_factor(training) if bundle is None else bundle.scale_factor())
+    task = DiffusionTask(recipe, training.scaled(scale), validation.scaled(scale))
+    task.facts = latent_facts(training.autoencoder_sha256, scale)
+    return task, scale

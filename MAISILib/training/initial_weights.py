@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from MAISILib.bundles.bundle import open_bundle
+from MAISILib.bundles.bundle import Bundle, open_bundle
 from MAISILib.bundles.weights import read_state_dict
 from MAISILib.errors import TrainingError
 
@@ -29,7 +29,8 @@ def start_from(networks: Mapping[str, nn.Module], where: str | None) -> None:
     """
     if where is None:
         return
-    found = _of_run(Path(where), networks) if (Path(where) / "weights").is_dir() else _of_bundle(where, networks)
+    bundle = bundle_of(where)
+    found = _of_run(Path(where), networks) if bundle is None else _of_bundle(bundle, networks)
     if not found:
         wanted = " or ".join(networks)
         raise TrainingError(f"{where!r} in init_from has no {wanted}. Name another, or leave it out.")
@@ -43,6 +44,17 @@ def start_from(networks: Mapping[str, nn.Module], where: str | None) -> None:
             ) from None
 
 
+def bundle_of(where: str | None) -> Bundle | None:
+    """The bundle that ``init_from`` names; ``None`` where it names nothing, or the folder of a run.
+
+    Raises:
+        BundleError: There is no such bundle.
+    """
+    if where is None or (Path(where) / "weights").is_dir():
+        return None
+    return open_bundle(where)
+
+
 def _of_run(run: Path, networks: Mapping[str, nn.Module]) -> dict[str, dict[str, torch.Tensor]]:
     """The averaged weights of an ended run."""
     paths = {name: run / "weights" / f"{name}.safetensors" for name in networks}
@@ -50,6 +62,5 @@ def _of_run(run: Path, networks: Mapping[str, nn.Module]) -> dict[str, dict[str,
     return {name: {key: value.float() for key, value in state.items()} for name, state in states.items()}
 
 
-def _of_bundle(where: str, networks: Mapping[str, nn.Module]) -> dict[str, dict[str, torch.Tensor]]:
-    bundle = open_bundle(where)
+def _of_bundle(bundle: Bundle, networks: Mapping[str, nn.Module]) -> dict[str, dict[str, torch.Tensor]]:
     return {name: bundle.load(name).state_dict() for name in networks if name in bundle.manifest.networks}

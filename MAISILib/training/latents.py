@@ -175,6 +175,14 @@ def latent_scale_factor(dataset: LatentDataset) -> float:
     return variance**-0.5
 
 
+def latent_facts(autoencoder_sha256: str | None, scale_factor: float) -> dict[str, str]:
+    """What a resumed run must find again in its latents, by what messages call it."""
+    return {
+        "autoencoder of the latents": autoencoder_sha256 or "unknown",
+        "scale of the latents": f"{scale_factor:.6g}",
+    }
+
+
 def _read(item: DataItem, table: LabelTable) -> _Stored:
     from MAISILib.files.images import read_mask
     from MAISILib.resampling import to_canonical

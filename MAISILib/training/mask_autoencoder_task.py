@@ -37,6 +37,7 @@ class MaskAutoencoderTask:
     """
 
     name = "mask-autoencoder"
+    judged_by: tuple[str, ...] = ("dice_loss",)
 
     def __init__(self, recipe: MaskAutoencoderRecipe, training: MaskDataset, validation: MaskDataset) -> None:
         self._recipe, self._training, self._validation = recipe, training, validation
@@ -47,6 +48,7 @@ class MaskAutoencoderTask:
         elif recipe.initial_log_variance is not None:
             start_with_small_deviation(network, recipe.initial_log_variance)
         self.networks: dict[str, nn.Module] = {NETWORK: network}
+        self.facts: dict[str, str] = {}
         self.phases: dict[str, tuple[str, ...]] = {"main": (NETWORK,)}
         self._class_of = torch.zeros(256, dtype=torch.long)
         self._class_of[recipe.data.classes] = torch.arange(len(recipe.data.classes))
@@ -87,6 +89,10 @@ class MaskAutoencoderTask:
     def validation_count(self) -> int:
         """Number of held-out masks."""
         return len(self._validation)
+
+    def validation_name(self, index: int) -> str:
+        """Name of a held-out mask."""
+        return self._validation.name(index)
 
     def validate_item(self, index: int, networks: Mapping[str, nn.Module]) -> dict[str, float]:
         """Dice of what comes back from the posterior mean: of every label that is there, and their mean."""

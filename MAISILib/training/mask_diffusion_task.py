@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,14 @@ import torch
 from torch import nn
 
 from MAISILib.anatomy.organ_sizes import NOT_TOLD, SizeTable
+from MAISILib.bundles.bundle import Bundle, open_bundle
 from MAISILib.bundles.networks import build_network
+from MAISILib.bundles.weights import sha256_of
 from MAISILib.diffusion.schedules import FlowSchedule
 from MAISILib.training.datalist import Datalist
 from MAISILib.training.denoising import make_schedule, prediction_target, validation_batches
 from MAISILib.training.initial_weights import start_from
+from MAISILib.training.mask_autoencoder_task import NETWORK as AUTOENCODER
 from MAISILib.training.mask_autoencoder_task import open_mask_autoencoder
 from MAISILib.training.mask_dataset import MaskDataset, MaskLatents
 from MAISILib.training.mask_recipes import MaskDiffusionRecipe
@@ -40,6 +44,7 @@ class MaskDiffusionTask:
     """
 
     name = "mask-diffusion"
+    judged_by: tuple[str, ...] = ("loss",)
 
     def __init__(
         self, recipe: MaskDiffusionRecipe, training: MaskDataset, validation: MaskDataset, autoencoder: nn.Module
@@ -59,6 +64,7 @@ class MaskDiffusionTask:
             start_with_pass_through(network, -1.0 if isinstance(self.schedule, FlowSchedule) else 1.0)
         self.networks: dict[str, nn.Module] = {NETWORK: network}
         start_from(self.networks, recipe.init_from)
+        self.facts: dict[str, str] = {}
         self.phases: dict[str, tuple[str, ...]] = {"main": (NETWORK,)}
 
     def item_count(self) -> int:
@@ -108,6 +114,10 @@ class MaskDiffusionTask:
         """Number of held-out masks."""
         return len(self._validation)
 
+    def validation_name(self, index: int) -> str:
+        """Name of a held-out mask."""
+        return self._validation.name(index)
+
     def validate_item(self, index: int, networks: Mapping[str, nn.Module]) -> dict[str, float]:
         """The absolute error at three fixed times with fixed noise."""
         network = networks[NETWORK]
@@ -127,4 +137,15 @@ def mask_diffusion_task(recipe: MaskDiffusionRecipe, data: Datalist) -> tuple[Ma
     training = MaskDataset(data.training, recipe.data)
     validation = MaskDataset(data.validation, recipe.data, training.table)
     task = MaskDiffusionTask(recipe, training, validation, autoencoder)
+    assert recipe.autoencoder is not None, "it was opened"
+    task.facts = {"mask autoencoder": _autoencoder_sha256(recipe.autoencoder)}
     return task, task.scale_factor
+
+
+def _autoencoder_sha256(where: str) -> str:
+    """Of the weights in a run folder, or in a bundle."""
+    run = Path(where)
+    if (run / "request.json").is_file():
+        return sha256_of(run / "weights" / f"{AUTOENCODER}.safetensors")
+    bundle = Bundle(where) if run.is_dir() else open_bundle(where)
+    return bundle.weights_sha256()[AUTOENCODER]

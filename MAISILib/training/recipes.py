@@ -75,6 +75,12 @@ class Recipe(BaseModel):
     save_minutes: Positive = 3.0
     init_from: str | None = None
 
+    @model_validator(mode="after")
+    def _patience_has_a_figure(self) -> Recipe:
+        if self.patience is not None and self.best_metric is None:
+            raise ValueError("patience needs a best_metric: the figure that has to get better")
+        return self
+
     @property
     def remarks(self) -> tuple[str, ...]:
         """What people should be told before the first step."""
@@ -166,7 +172,8 @@ class DiffusionRecipe(Recipe):
         definition: The UNet.
         schedule: Fields of the bundle manifest's ``schedule``.
         loss: ``l1`` or ``l2``.
-        scale_factor: ``None`` measures one over the deviation of all training latents.
+        scale_factor: ``None`` takes that of a bundle in ``init_from``, or else measures one over the deviation of all
+            training latents.
         sample_posterior: Draw latents from mean and deviation anew each time; else the mean is used.
         air_weight: Weight of latent voxels outside the body, where items have a label map.
         crop: Learn from boxes of the latents; ``None`` takes whole latents.
@@ -290,6 +297,8 @@ def parse_recipe(data: dict[str, Any], kind: type[AnyRecipe], where: str) -> Any
                 problems.append(f"{name!r} is no field of this recipe.{known}")
             elif problem["type"] == "missing":
                 problems.append(f"{name!r} is missing")
+            elif not name:  # fields that do not go together
+                problems.append(problem["msg"].removeprefix("Value error, "))
             else:
                 problems.append(f"{name!r} is {problem['input']!r}: {problem['msg']}")
         raise TrainingError(f"{where}: {'; '.join(problems)}") from None

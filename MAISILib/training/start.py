@@ -115,7 +115,7 @@ def run_task(task: Task, recipe: Recipe, out: Path, scale_factor: float | None, 
     weights = {}
     if trainer.is_first:
         averages = {name: average.weights for name, average in trainer.averages.items()}
-        if recipe.best_metric is not None and task.validation_count():
+        if trainer.has_best:
             best = read_checkpoint(out / BEST_NAME)
             averages, figures, step = best.averages, best.figures, best.step
         for name, average in averages.items():

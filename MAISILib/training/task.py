@@ -21,9 +21,14 @@ class Task(Protocol):
         networks: Networks that learn. Each has an optimiser, a moving average and its place in the checkpoint.
         phases: Phase → networks whose weights its loss moves, in order; mostly ``{"main": (...)}``. In adversarial
             training there are two.
+        judged_by: Figures of :meth:`validate_item` that a recipe may name as ``best_metric``; smaller is better.
+        facts: What else a resumed run must have in common with the broken one, by what messages call it: the latents'
+            scale factor, the SHA-256 of the weights of networks that are used and not trained.
     """
 
     name: str
+    judged_by: tuple[str, ...]
+    facts: dict[str, str]
     networks: dict[str, nn.Module]
     phases: dict[str, tuple[str, ...]]
 
@@ -52,6 +57,10 @@ class Task(Protocol):
 
     def validation_count(self) -> int:
         """Number of held-out items; may be 0."""
+        ...
+
+    def validation_name(self, index: int) -> str:
+        """What a held-out item is called in messages."""
         ...
 
     def validate_item(self, index: int, networks: Mapping[str, nn.Module]) -> dict[str, float]:

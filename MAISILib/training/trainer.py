@@ -14,16 +14,19 @@ from torch import nn
 from MAISILib.errors import Cancelled, FailedTrainingError, OutOfMemory, TrainingError, means_out_of_memory
 from MAISILib.generation.progress import CancelToken
 from MAISILib.jobs.folder import Event, JobFolder, OnEvent, runs_elsewhere
-from MAISILib.training.checkpoint import Checkpoint, MovingAverage, check_same_run, read_checkpoint
+from MAISILib.training.checkpoint import Checkpoint, MovingAverage, read_checkpoint
 from MAISILib.training.loss_watch import LossWatch
 from MAISILib.training.processes import Processes
 from MAISILib.training.recipes import Recipe
+from MAISILib.training.run_identity import check_best_metric, check_resumable, run_identity
 from MAISILib.training.stream import Batch, ItemStream
 from MAISILib.training.task import Task, Tensors
 
 CHECKPOINT_NAME = "checkpoint.pt"
 #: The weights that validated best, where the recipe names a ``best_metric``.
 BEST_NAME = "best.pt"
+#: However the loss behaves, no more than so many times ``save_minutes`` are lost.
+_LONGEST_DOUBT = 10
 #: Called after a validation with (step, networks with averaged weights, run folder); returns the files that it wrote.
 OnValidation = Callable[[int, dict[str, nn.Module], Path], list[Path]]
 
@@ -62,7 +65,8 @@ class Trainer:
         on_validation: Makes pictures, in the first process; also where nothing is held out.
 
     Raises:
-        TrainingError: No training items; the folder holds a run and ``resume`` is not set, or another run.
+        TrainingError: No training items; a ``best_metric`` that the task is not judged by; the folder holds a run and
+            ``resume`` is not set, or another run.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class Trainer:
     ) -> None:
         if task.item_count() == 0:
             raise TrainingError(f"There is nothing to train the {task.name} on. Give a data list with training items.")
+        check_best_metric(task, recipe)
         self._task, self._recipe, self._folder = task, recipe, folder
         self._cancel, self._on_event, self._on_validation = cancel or CancelToken(), on_event, on_validation
         self._processes = Processes(device, recipe.precision, in_phases=len(task.phases) > 1)
@@ -105,18 +110,24 @@ class Trainer:
         """Whether this process writes the results."""
         return self._processes.is_first
 
+    @property
+    def has_best(self) -> bool:
+        """Whether ``best.pt`` holds the weights that validated best."""
+        return self._best is not None
+
     def run(self) -> dict[str, float]:
         """Trains to the recipe's last step and returns the figures of the last validation.
 
         Raises:
             FailedTrainingError: The loss or its gradient is not finite (the message names the batch), the loss has
                 diverged, or another process of the run is gone.
-            Cancelled: Asked by ``cancel``; the checkpoint holds the run as it is.
+            Cancelled: Asked by ``cancel``; the checkpoint holds the run as it is, or where its loss is running away as
+                it was before.
             OutOfMemory: A step needs more than there is.
             OutputError: The disk is full. In every case the last checkpoint stays.
         """
         recipe = self._recipe
-        saved_at = ticked = time.monotonic()
+        saved_at = asked_at = ticked = time.monotonic()
         with (
             self._job.running() if self._job else nullcontext(),
             self._explained(),
@@ -136,17 +147,29 @@ class Trainer:
                 if due or self.step == recipe.steps:
                     self._validate(board)
                 if self._processes.anyone(self._cancel.cancelled):
-                    self._save(CHECKPOINT_NAME)
-                    raise Cancelled(f"Stopped at step {self.step}. The same command with --resume goes on.")
-                if self._processes.anyone(now - saved_at > recipe.save_minutes * 60):
-                    # While the loss is running away, the last good checkpoint stays.
-                    if not self._watch.is_doubtful:
+                    raise self._stopped()
+                if self._processes.anyone(now - asked_at > recipe.save_minutes * 60):
+                    asked_at = time.monotonic()
+                    # While the loss is running away the last good checkpoint stays, but not for ever: it may be a loss
+                    # that settles higher than it began.
+                    too_old = asked_at - saved_at > _LONGEST_DOUBT * recipe.save_minutes * 60
+                    if too_old or not self._watch.is_doubtful:
                         self._save(CHECKPOINT_NAME)
-                    saved_at = time.monotonic()
+                        saved_at = asked_at
             if self._is_out_of_patience:
                 self._tell(Event(self._task.name, self.step, recipe.steps, "no better any more: stopping early"))
             self._save(CHECKPOINT_NAME)
         return self._figures
+
+    def _stopped(self) -> Cancelled:
+        """Saves the step at which the run was cancelled, unless there is a checkpoint of better times."""
+        if self._watch.is_doubtful and (self._folder / CHECKPOINT_NAME).exists():
+            return Cancelled(
+                f"Stopped at step {self.step}, where the loss was running away: the checkpoint of an earlier step is "
+                "kept. The same command with --resume goes on from there."
+            )
+        self._save(CHECKPOINT_NAME)
+        return Cancelled(f"Stopped at step {self.step}. The same command with --resume goes on.")
 
     @property
     def _is_out_of_patience(self) -> bool:
@@ -279,7 +302,7 @@ class Trainer:
             return
         if wanted not in figures:
             raise TrainingError(f"best_metric {wanted!r} is not measured here; there are {', '.join(figures)}.")
-        if self._best is None or figures[wanted] < self._best:
+        if _finite([figures[wanted]]) and (self._best is None or figures[wanted] < self._best):
             self._best, self._since_best = figures[wanted], 0
             self._save(BEST_NAME)
         else:
@@ -307,11 +330,6 @@ class Trainer:
         kind = torch.optim.AdamW if self._recipe.optimizer == "adamw" else torch.optim.Adam
         return kind(parameters, lr=self._recipe.rate, weight_decay=self._recipe.weight_decay)
 
-    def _identity(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the broken one."""
-        names = [self._task.item_name(i) for i in range(self._task.item_count())]
-        return {**self._recipe.model_dump(mode="json", exclude=set(self._recipe.may_change)), "training items": names}
-
     def _saved(self, resume: bool) -> Checkpoint | None:
         path = self._folder / CHECKPOINT_NAME
         if self._processes.is_first and runs_elsewhere(self._folder):
@@ -321,15 +339,7 @@ class Trainer:
         if not resume:
             raise TrainingError(f"{self._folder} holds a run. --resume goes on with it; another --out starts anew.")
         saved = read_checkpoint(path)
-        # A run from before a field of the recipe existed was made with what is its default now.
-        new, fields = self._identity(), type(self._recipe).model_fields
-        later = {
-            name: fields[name].get_default(call_default_factory=True)
-            for name in new.keys() - saved.identity.keys()
-            if name in fields
-        }
-        old = {name: value for name, value in saved.identity.items() if name not in self._recipe.may_change}
-        check_same_run({**later, **old}, new, self._folder)
+        check_resumable(saved.identity, run_identity(self._task, self._recipe), self._recipe, self._folder)
         return saved
 
     def _restore(self, saved: Checkpoint) -> None:
@@ -352,7 +362,7 @@ class Trainer:
             return
         scaler = self._processes.accelerator.scaler
         Checkpoint(
-            identity=self._identity(),
+            identity=run_identity(self._task, self._recipe),
             networks={n: network.state_dict() for n, network in self._task.networks.items()},
             averages={n: average.weights for n, average in self.averages.items()},
             optimizers={phase: optimizer.state_dict() for phase, optimizer in self._optimizers.items()},

@@ -318,6 +318,7 @@ def test_task_comes_from_recipe_and_datalist(
     recipe = diffusion_recipe.model_copy(update={"autoencoder": str(bundle.folder)})
     task, scale = mask_diffusion_task(recipe, Datalist(tuple(items), ()))
     assert scale == task.scale_factor > 0
+    assert task.facts == {"mask autoencoder": bundle.weights_sha256()["mask_autoencoder"]}
     assert (task.item_count(), task.validation_count(), task.item_name(3)) == (4, 0, "patient-3")
 
 

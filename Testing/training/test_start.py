@@ -14,7 +14,7 @@ import torch
 
 from MAISILib.bundles.bundle import Bundle
 from MAISILib.bundles.networks import build_network
-from MAISILib.bundles.weights import read_checkpoint
+from MAISILib.bundles.weights import read_checkpoint, save_safetensors, sha256_of
 from MAISILib.errors import FileFormatError, TrainingError
 from MAISILib.jobs.folder import read_events, read_state
 from MAISILib.training.checkpoint import read_checkpoint as read_run
@@ -230,3 +230,44 @@ def test_a_run_from_before_a_field_of_the_recipe_existed_goes_on(pairs: Path, tm
     assert train("autoencoder", AUTOENCODER, pairs, tmp_path / "run", resume=True).steps == 2
     with pytest.raises(TrainingError, match=r"clip was null, is 1\.0"):
         train("autoencoder", {**AUTOENCODER, "clip": 1.0}, pairs, tmp_path / "run", resume=True)
+
+
+def test_a_unet_goes_on_from_a_bundle_with_the_bundles_scale_and_latents(
+    bundle: Bundle, latents: Path, tmp_path: Path
+) -> None:
+    recipe = {**DIFFUSION, "init_from": str(bundle.folder)}
+    outcome = train("diffusion", recipe, latents, tmp_path / "run")
+    assert read_checkpoint(outcome.weights["diffusion"], "safetensors").scale_factor == bundle.scale_factor()
+    measured = train("diffusion", {**DIFFUSION, "init_from": str(tmp_path / "run")}, latents, tmp_path / "next")
+    scale = read_checkpoint(measured.weights["diffusion"], "safetensors").scale_factor
+    assert scale != bundle.scale_factor()
+    other = make_tiny_bundle(tmp_path / "other", seed=5)
+    with pytest.raises(FileFormatError, match="another autoencoder"):
+        train("diffusion", {**DIFFUSION, "init_from": str(other)}, latents, tmp_path / "third")
+    with pytest.raises(TrainingError, match="scale of the latents was"):  # a resume that would measure instead
+        train("diffusion", DIFFUSION, latents, tmp_path / "run", resume=True)
+
+
+def test_a_controlnet_does_not_go_on_beside_a_unet_that_was_trained_again(latents: Path, tmp_path: Path) -> None:
+    folder = make_tiny_bundle(tmp_path / "parent")
+    recipe = {"network": "controlnet", "init_from": str(folder), "steps": 2}
+    train("controlnet", recipe, latents, tmp_path / "run")
+    assert train("controlnet", recipe, latents, tmp_path / "run", resume=True).steps == 2
+    shutil.rmtree(folder)
+    make_tiny_bundle(folder)
+    path = folder / Bundle(folder).entry("diffusion").weights
+    changed = {name: value * 1.01 for name, value in read_checkpoint(path, "safetensors").weights.items()}
+    save_safetensors(changed, path)
+    manifest = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    entry = manifest["networks"]["diffusion"]
+    entry |= {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+    (folder / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(TrainingError, match="frozen UNet was"):
+        train("controlnet", recipe, latents, tmp_path / "run", resume=True)
+
+
+def test_patience_without_a_figure_to_wait_for_is_refused(pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"recipe\.json: patience needs a best_metric"):
+        train("autoencoder", {**AUTOENCODER, "patience": 2}, pairs, tmp_path / "run")
+    with pytest.raises(TrainingError, match=r"'psnr_db' is no figure.* there are mae"):  # where larger is better
+        train("autoencoder", {**AUTOENCODER, "best_metric": "psnr_db"}, pairs, tmp_path / "run")

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,9 @@ import torch
 
 from MAISILib.errors import Cancelled, OutOfMemory, OutputError, TrainingError
 from MAISILib.jobs.folder import read_events, read_state
+from MAISILib.training.checkpoint import Checkpoint, read_checkpoint
 from MAISILib.training.recipes import Recipe
+from MAISILib.training.start import run_task
 from MAISILib.training.task import Tensors
 from MAISILib.training.trainer import Trainer
 from Testing.training.tiny_task import PowerCut, TinyTask, losses_of, same, state_of, train
@@ -101,6 +105,15 @@ def test_a_step_that_is_not_finite_names_its_batch_and_spoils_nothing(poison: st
         assert same(state_of(tmp_path)[part], state_of(tmp_path / "healthy")[part])
 
 
+@pytest.fixture
+def _ticking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock for the trainer that goes on by a second whenever it is looked at: once or twice a step."""
+    ticks = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: float(next(ticks)))
+    monkeypatch.setattr("MAISILib.training.trainer.time", clock)
+
+
+@pytest.mark.usefixtures("_ticking")
 def test_a_loss_that_runs_away_ends_the_run_with_an_early_checkpoint(tmp_path: Path) -> None:
     class Growing(TinyTask):
         taken = 0
@@ -110,9 +123,72 @@ def test_a_loss_that_runs_away_ends_the_run_with_an_early_checkpoint(tmp_path: P
             return loss.detach().clamp(1, 1) * 1.06**self.taken + 0 * loss
 
     with pytest.raises(TrainingError, match="the loss has diverged"):
-        train(tmp_path, Growing(), steps=100, save_minutes=1e-9)
+        train(tmp_path, Growing(), steps=100, save_minutes=2 / 60)
     assert read_state(tmp_path) == "failed"
     assert 20 < state_of(tmp_path)["step"] < len(losses_of(tmp_path)) - 5
+
+
+class Settling(TinyTask):
+    """The loss doubles after 20 steps and stays there: doubtful, but not diverged."""
+
+    taken = 0
+
+    def spoil(self, loss: torch.Tensor, batch: Tensors) -> torch.Tensor:
+        self.taken += 1
+        return loss.detach().clamp(1, 1) * (1.0 if self.taken <= 20 else 2.0) + 0 * loss
+
+
+@pytest.mark.usefixtures("_ticking")
+def test_a_doubtful_loss_holds_checkpoints_back_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    write = Checkpoint.write
+
+    def note(self: Checkpoint, path: Path) -> None:
+        written.append(self.step)
+        write(self, path)
+
+    monkeypatch.setattr(Checkpoint, "write", note)
+    train(tmp_path, Settling(), steps=80, save_minutes=1 / 60)
+    gaps = [after - before for before, after in itertools.pairwise(written)]
+    assert max(gaps[:5]) <= 2
+    assert 4 < max(gaps) <= 11
+
+
+def test_cancelling_while_the_loss_runs_away_keeps_the_good_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(Cancelled):
+        train(tmp_path, Settling(), steps=80, cancel_at=10)
+    again = Settling()
+    again.taken = 10
+    with pytest.raises(Cancelled, match=r"Stopped at step 45, where the loss was running away: .* is kept"):
+        train(tmp_path, again, steps=80, cancel_at=45)
+    assert state_of(tmp_path)["step"] == 10
+    with pytest.raises(Cancelled, match=r"Stopped at step 45\. The same command"):
+        train(tmp_path / "nothing better", Settling(), steps=80, cancel_at=45)
+    assert state_of(tmp_path / "nothing better")["step"] == 45
+
+
+def test_a_resume_on_data_that_changed_behind_their_names_says_so(tmp_path: Path) -> None:
+    def task(**facts: str) -> TinyTask:
+        made = TinyTask(validation=1)
+        made.facts = {"frozen UNet": "abc", **facts}
+        return made
+
+    train(tmp_path, task(), steps=1)
+    assert train(tmp_path, task(), steps=1).step == 1
+    with pytest.raises(TrainingError, match='holds another run: frozen UNet was "abc", is "def"'):
+        train(tmp_path, task(**{"frozen UNet": "def"}), steps=1)
+    more = task()
+    more._validation = 2
+    with pytest.raises(TrainingError, match=r'held-out items was \["held_pt_0"\], is \["held_pt_0", "held_pt_1"\]'):
+        train(tmp_path, more, steps=1)
+    path = tmp_path / "checkpoint.pt"
+    saved = read_checkpoint(path)
+    for name in ("frozen UNet", "held-out items"):
+        del saved.identity[name]
+    saved.write(path)
+    assert train(tmp_path, more, steps=1).step == 1  # from before these were kept
 
 
 def test_a_resume_with_another_recipe_or_other_data_says_what_differs(tmp_path: Path) -> None:
@@ -259,8 +335,25 @@ def test_the_best_weights_are_kept_and_the_training_stops_when_it_gets_no_better
     again = train(tmp_path, TinyTask(validation=1), **asked)
     assert again.step == 4  # it does not begin anew to hope
     assert again.run() == {"loss": 3.5}
-    with pytest.raises(TrainingError, match="best_metric 'fid' is not measured here; there are loss"):
-        train(tmp_path / "other", TinyTask(validation=1), best_metric="fid")
+
+
+def test_a_figure_that_nobody_judges_by_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"best_metric 'los' is no figure.* there are loss\. Did you mean 'loss'"):
+        train(tmp_path / "run", TinyTask(validation=1), best_metric="los")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_validation_that_is_not_finite_is_not_the_best(tmp_path: Path) -> None:
+    task = TinyTask(validation=1)
+    task.scripted = [float("nan"), 3.0, float("nan"), float("-inf"), 9.0]
+    trainer = train(tmp_path / "some", task, validate_every=1, best_metric="loss", steps=5)
+    assert trainer.has_best
+    assert torch.load(tmp_path / "some" / "best.pt", weights_only=True)["step"] == 2
+    never = TinyTask(validation=1)
+    never.scripted = [float("nan")] * 2
+    recipe = Recipe(steps=2, validate_every=1, best_metric="loss")
+    outcome = run_task(never, recipe, tmp_path / "never", None, device="cpu")
+    assert outcome.weights_step == 2  # the last weights, since none were best
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ class TinyTask:
     """
 
     name = "tiny"
+    judged_by: tuple[str, ...] = ("loss",)
 
     def __init__(self, items: int = 5, *, judged: bool = False, validation: int = 0, prefix: str = "pt") -> None:
         torch.manual_seed(1)
@@ -40,6 +41,7 @@ class TinyTask:
         if judged:
             self.networks["judge"] = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
             self.phases = {"generator": ("unet",), "judge": ("judge",)}
+        self.facts: dict[str, str] = {}
         self.scripted: list[float] = []
         """Validation figures to give instead of measured ones."""
 
@@ -72,6 +74,9 @@ class TinyTask:
 
     def validation_count(self) -> int:
         return self._validation
+
+    def validation_name(self, index: int) -> str:
+        return f"held_{self._prefix}_{index}"
 
     def validate_item(self, index: int, networks: Mapping[str, nn.Module]) -> dict[str, float]:
         if self.scripted:
