@@ -18,7 +18,7 @@ from torch import nn
 from MAISILib.anatomy.masks import remove_tumors
 from MAISILib.bundles.bundle import Bundle
 from MAISILib.files.atomic import write_text
-from MAISILib.files.nifti import write_labels, write_volume
+from MAISILib.files.nifti import read_labels, write_labels, write_volume
 from MAISILib.files.preview import write_preview
 from MAISILib.generation.plan import choose_device
 from MAISILib.generation.progress import CancelToken
@@ -29,7 +29,7 @@ from MAISILib.training.datalist import DataItem, Datalist, read_datalist, write_
 from MAISILib.training.denoising import make_schedule
 from MAISILib.training.derived_bundle import write_derived_bundle
 from MAISILib.training.encoding import GridRule, encode_items
-from MAISILib.training.finetune_data import PreparedCase, prepare_cases
+from MAISILib.training.finetune_data import prepared_one_by_one
 from MAISILib.training.finetune_request import (
     LATENTS_NAME,
     PAIRS_NAME,
@@ -158,9 +158,9 @@ class _Work:
         latents = self._encode(learned, held_out)
         unet = self._bundle.load("diffusion")
         renderer = Renderer(self._bundle, unet, self._device)  # training and pictures share the UNet
-        shown = prepared[-1]  # a held-out one where there are any
-        outcome, recipe = self._train(unet, latents, renderer, shown)
-        metrics, comparison = self._compare(renderer, outcome, shown)
+        name, mask = prepared[-1].name, self._mask(prepared[-1])  # a held-out one where there are any
+        outcome, recipe = self._train(unet, latents, renderer, name, mask)
+        metrics, comparison = self._compare(renderer, outcome, name, mask)
         metrics |= {"steps": outcome.steps, "weights_step": outcome.weights_step, "seconds": round(outcome.seconds, 1)}
         metrics |= {f"validation {name}": value for name, value in outcome.figures.items()}
         made_by = {
@@ -179,7 +179,7 @@ class _Work:
             self._wish.out,
             self._wish.preparation.table,
             outcome.weights["controlnet"],
-            [case.mask for case in prepared],
+            map(self._mask, prepared),
             self._focus,
             made_by,
         )
@@ -193,33 +193,36 @@ class _Work:
             (notes,) if notes else (),
         )
 
-    def _prepare(self, skip_bad: bool, on_skip: Callable[[str], None]) -> list[PreparedCase]:
+    def _prepare(self, skip_bad: bool, on_skip: Callable[[str], None]) -> list[DataItem]:
+        """Training pairs on disk; images of many patients do not fit into the memory."""
+        folder, modality = self._wish.work / PAIRS_NAME, next(iter(self._bundle.manifest.modality))
+
         def on_progress(done: int, total: int, name: str) -> None:
             self._cancel.check()
             self._tell(Event("prepare", done, total, name))
 
-        cases, total = self._wish.cases, len(self._wish.cases)
-        prepared = prepare_cases(
+        cases, items = self._wish.cases, []
+        notes: dict[str, tuple[str, ...]] = {}
+        for case in prepared_one_by_one(
             self._wish.preparation, cases, skip_bad=skip_bad, on_skip=on_skip, on_progress=on_progress
-        )
-        for case in prepared:
-            self._tell(Event("prepare", total, total, f"{case.name}: {' '.join(case.notes)}"))
-        return prepared
-
-    def _encode(self, learned: list[PreparedCase], held_out: list[PreparedCase]) -> Datalist:
-        """Pairs and latents on disk; latents that are there already stay."""
-        folder, modality = self._wish.work / PAIRS_NAME, next(iter(self._bundle.manifest.modality))
-        items: dict[bool, list[DataItem]] = {False: [], True: []}
-        notes = []
-        for case, is_held_out in [*((case, False) for case in learned), *((case, True) for case in held_out)]:
-            self._cancel.check()
+        ):
             image, label = folder / f"{case.name}_image.nii.gz", folder / f"{case.name}_seg.nii.gz"
             write_volume(case.image, image, case.name, synthetic=False)
             write_labels(case.mask, label, case.name, synthetic=False)
-            items[is_held_out].append(DataItem(case.name, image, label, modality))
-            notes.append({"case": case.name, "held_out": is_held_out, "notes": case.notes})
-        write_datalist(folder / "datalist.json", items[False], items[True])
+            items.append(DataItem(case.name, image, label, modality))
+            notes[case.name] = case.notes
+            self._tell(Event("prepare", len(items), len(cases), f"{case.name}: {' '.join(case.notes)}"))
         write_text(folder / "notes.json", json.dumps(notes, indent=1, ensure_ascii=False) + "\n")
+        return items
+
+    def _mask(self, item: DataItem) -> LabelMap:
+        assert item.label is not None, "pairs have one"
+        return read_labels(item.label, self._wish.preparation.table)
+
+    def _encode(self, learned: list[DataItem], held_out: list[DataItem]) -> Datalist:
+        """The pairs' latents; those that are there already stay."""
+        folder = self._wish.work / PAIRS_NAME
+        write_datalist(folder / "datalist.json", learned, held_out)
         encoded = encode_items(
             self._bundle,
             read_datalist(folder / "datalist.json", fold=None),
@@ -234,7 +237,7 @@ class _Work:
         return read_datalist(encoded.datalist, fold=None)
 
     def _train(
-        self, unet: nn.Module, latents: Datalist, renderer: Renderer, shown: PreparedCase
+        self, unet: nn.Module, latents: Datalist, renderer: Renderer, name: str, mask: LabelMap
     ) -> tuple[Outcome, ControlNetRecipe]:
         recipe = _recipe(self._wish, bool(latents.validation))
         sha256, table = self._bundle.weights_sha256()["autoencoder"], self._wish.preparation.table
@@ -257,9 +260,9 @@ class _Work:
         )
 
         def on_validation(step: int, networks: dict[str, nn.Module], folder: Path) -> list[Path]:
-            image = renderer.image(networks["controlnet"], shown.mask, steps=_PICTURE_STEPS, seed=_SEED)
+            image = renderer.image(networks["controlnet"], mask, steps=_PICTURE_STEPS, seed=_SEED)
             path = folder / "pictures" / f"step-{step:05d}.png"
-            write_preview(path, image, shown.mask, f"{shown.name}, step {step}", focus=self._focus)
+            write_preview(path, image, mask, f"{name}, step {step}", focus=self._focus)
             return [path]
 
         outcome = run_task(
@@ -275,26 +278,28 @@ class _Work:
         )
         return outcome, recipe
 
-    def _compare(self, renderer: Renderer, outcome: Outcome, shown: PreparedCase) -> tuple[dict[str, float], Path]:
+    def _compare(
+        self, renderer: Renderer, outcome: Outcome, name: str, mask: LabelMap
+    ) -> tuple[dict[str, float], Path]:
         """Parent and new model on the same patient and noise: figures, and a picture with one above the other.
 
         The parent sees the hosts of labels that it does not know.
         """
         self._tell(Event("compare", 0, 1, "parent and new model on the same noise"))
         known = set(self._bundle.labels)
-        parents_mask = remove_tumors(shown.mask, [label.value for label in shown.mask.table if label not in known])
+        parents_mask = remove_tumors(mask, [label.value for label in mask.table if label not in known])
         parent = self._bundle.load("controlnet", self._device)
         tuned = build_and_load(self._bundle, outcome.weights["controlnet"]).to(self._device)
 
         def image(controlnet: nn.Module, mask: LabelMap) -> Volume:
             return renderer.image(controlnet, mask, steps=_COMPARISON_STEPS, seed=_SEED, check=self._cancel.check)
 
-        before, after = image(parent, parents_mask), image(tuned, shown.mask)
+        before, after = image(parent, parents_mask), image(tuned, mask)
         path = self._wish.work / "comparison.png"
-        rows = {f"{shown.name}: before": before, f"{shown.name}: after": after}
-        write_comparison(path, rows, shown.mask, self._focus)
+        rows = {f"{name}: before": before, f"{name}: after": after}
+        write_comparison(path, rows, mask, self._focus)
         self._tell(Event("picture", 1, 1, file=path.name))
-        return difference_of(before, after, shown.mask, self._focus), path
+        return difference_of(before, after, mask, self._focus), path
 
 
 def _expectation(learned: int, held_out: int) -> str:

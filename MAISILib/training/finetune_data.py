@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +120,20 @@ def prepare_cases(
     on_skip: Callable[[str], None] = lambda message: None,
     on_progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> list[PreparedCase]:
-    """Makes training pairs of all cases.
+    """Makes training pairs of all cases; see :func:`prepared_one_by_one`."""
+    pairs = prepared_one_by_one(preparation, cases, skip_bad=skip_bad, on_skip=on_skip, on_progress=on_progress)
+    return list(pairs)
+
+
+def prepared_one_by_one(
+    preparation: Preparation,
+    cases: Sequence[Case],
+    *,
+    skip_bad: bool = False,
+    on_skip: Callable[[str], None] = lambda message: None,
+    on_progress: Callable[[int, int, str], None] = lambda done, total, name: None,
+) -> Iterator[PreparedCase]:
+    """Gives the training pair of each case as soon as it is made, so that one at a time is in memory.
 
     Args:
         preparation: What to do, from :func:`plan_preparation`.
@@ -131,19 +144,20 @@ def prepare_cases(
             ``Cancelled``.
 
     Raises:
-        FileFormatError: Cases that cannot be used: all are named. With ``skip_bad``: no case is left.
+        FileFormatError: Cases that cannot be used: all are named, after the last pair. With ``skip_bad``: no case is
+            left.
     """
-    prepared: list[PreparedCase] = []
     problems: list[str] = []
     for number, case in enumerate(cases):
         on_progress(number, len(cases), case.name)
         try:
-            prepared.append(prepare_case(preparation, case))
+            pair = prepare_case(preparation, case)
         except MaisiError as error:
             problems.append(f"{case.name}: {error}")
+            continue
+        yield pair
     where = f"Fine-tuning of {preparation.bundle.name!r}"
-    report_problems(problems, len(cases), where, skip=skip_bad and bool(prepared), on_skip=on_skip)
-    return prepared
+    report_problems(problems, len(cases), where, skip=skip_bad and len(problems) < len(cases), on_skip=on_skip)
 
 
 def prepare_case(preparation: Preparation, case: Case) -> PreparedCase:

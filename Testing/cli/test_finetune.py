@@ -50,7 +50,7 @@ def test_cases_become_a_bundle_that_makes_the_label(maisi: Maisi, work: Path, ti
     assert told.json["metrics"]["steps"] == 1
     assert "Segment '150' is label 150 (lesion), which is new." in told.err
     assert "2 cases: the model learns the look of these few." in told.err
-    assert "controlnet 1/1" in told.err
+    assert "bundle 1/1 my bundle is ready" in told.err
     again = maisi("finetune", "--bundle", tiny, "--cases", cases, *NEW, "--steps", 1, "--out", "my bundle", "--resume")
     assert again.code == 0, again
     assert again.out.startswith("my bundle: inside the label ")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,30 +17,22 @@ import MAISILib as maisi
 from MAISILib.bundles.bundle import Bundle, open_bundle
 from MAISILib.bundles.weights import read_state_dict, sha256_of
 from MAISILib.errors import (
-    BundleError,
     Cancelled,
     FileFormatError,
-    MaisiError,
-    OutputError,
-    RequestError,
     TrainingError,
 )
 from MAISILib.generation.progress import CancelToken
 from MAISILib.jobs.folder import Event, read_events, read_state
 from MAISILib.training import finetune as finetuning
-from MAISILib.training.cases import read_cases
 from MAISILib.training.checkpoint import averaged_weights
 from MAISILib.training.controlnet_task import ControlNetTask
 from MAISILib.training.finetune import FineTuned, finetune
-from MAISILib.training.finetune_data import plan_preparation
-from MAISILib.training.finetune_request import FineTuning, check_place
-from MAISILib.training.label_mapping import propose_mapping
-from MAISILib.training.new_labels import parse_new_labels
+from MAISILib.training.finetune_request import FineTuning
 from Testing.tiny_bundle import LIVER, make_tiny_bundle
+from Testing.training.finetunings import asked, write_three_cases
 from Testing.training.test_derived_bundle import all_bytes, as_published
-from Testing.training.users_cases import LESION, patient, write_case, write_image, write_list, write_segments
+from Testing.training.users_cases import LESION, patient, write_case, write_image, write_list
 
-NEW = (f"lesion={LESION}:liver",)
 MR: dict[str, Any] = {"intensity": {"kind": "mr"}, "modality": {"mri_t1": 9}}
 
 
@@ -61,38 +50,7 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three cases: NIfTI, NRRD, and a segmentation saved by Slicer beside other organs; in a folder with a name."""
-    folder = tmp_path_factory.mktemp("cases") / "Fälle von Station 3"
-    entries = [write_case(folder, "Änne M"), write_case(folder, "bob", suffix=".nrrd", shift=1)]
-    ct, mask = patient(shift=2)
-    write_image(folder / "carl_ct.nii.gz", ct.array, ct.affine)
-    lesion = (mask.array == LESION).astype(np.uint8)
-    write_segments(folder / "carl.seg.nrrd", lesion, ct.affine, [{"Name": "Lesion", "LabelValue": 1}])
-    organs = np.where(mask.array == LESION, LIVER, mask.array)
-    write_image(folder / "carl_organs.nii.gz", organs, ct.affine)
-    entries.append(
-        {"image": "carl_ct.nii.gz", "segmentation": "carl.seg.nrrd", "body_segmentation": "carl_organs.nii.gz"}
-    )
-    return write_list(folder, entries)
-
-
-def asked(
-    parent: Path,
-    cases: Path,
-    out: Path,
-    steps: int = 3,
-    *,
-    new: Any = NEW,
-    edits: Any = None,
-    recipe: Any = None,
-    **options: Any,
-) -> FineTuning:
-    bundle = Bundle(parent)
-    labels = parse_new_labels(new, bundle.labels)
-    found = read_cases(cases)
-    mapping = propose_mapping(found, bundle.labels, labels)
-    plan = plan_preparation(bundle, mapping.edited(edits or {}, bundle.labels), labels, **options)
-    return FineTuning(plan, found, out, steps, {"validate_every": 2, **(recipe or {})})
+    return write_three_cases(tmp_path_factory.mktemp("cases"))
 
 
 def run(wish: FineTuning, *, cancel_at: int = -1, **options: Any) -> FineTuned:
@@ -379,90 +337,3 @@ def test_two_cases_teach_a_label_that_the_parent_knows(parent: Path, cases: Path
     made_by = Bundle(tuned.bundle).manifest.made_by
     assert made_by["focus"] == ["liver"]
     assert made_by["training"]["contrastive_weight"] == 0  # the liver has no host
-
-
-# ------------------------------------------------------------------ what is refused
-
-
-@pytest.fixture
-def refused(parent: Path, cases: Path, tmp_path: Path) -> Callable[..., str]:
-    def go(out: Path, kind: type[MaisiError], of: Path = parent) -> str:
-        before = sorted(tmp_path.rglob("*"))
-        with pytest.raises(kind) as early:
-            check_place(Bundle(of), out)
-        wish = asked(of, cases, out)
-        with pytest.raises(kind) as late:
-            run(wish)
-        assert str(early.value) == str(late.value)
-        assert sorted(tmp_path.rglob("*")) == before
-        return str(late.value)
-
-    return go
-
-
-def test_a_folder_that_holds_something_else_is_refused_before_the_work(
-    refused: Callable[..., str], tmp_path: Path
-) -> None:
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
-    assert "photos: the folder holds other files" in refused(tmp_path / "photos", OutputError)
-    assert "cat.jpg: a file of that name" in refused(tmp_path / "photos" / "cat.jpg", OutputError)
-    (tmp_path / "new-training").mkdir()
-    (tmp_path / "new-training" / "plan.txt").write_text("run 5 km")
-    assert "new-training: the folder holds other files" in refused(tmp_path / "new", OutputError)
-    (tmp_path / "new-training" / "request.json").write_text('{"train": {"steps": 5}}')
-    assert "new-training is needed for the work and holds something else" in refused(tmp_path / "new", OutputError)
-
-
-def test_no_other_bundle_is_ever_replaced(
-    refused: Callable[..., str], tuned: FineTuned, parent: Path, cases: Path, tmp_path: Path
-) -> None:
-    other = make_tiny_bundle(tmp_path / "other")
-    assert "holds a bundle that no fine-tuning has made" in refused(other, OutputError)
-    own = Path(shutil.copytree(parent, tmp_path / "own"))
-    for out in (own, own / "better"):
-        assert "cannot lie in the one that it is made from" in refused(out, RequestError, own)
-    mine = Path(shutil.copytree(tuned.bundle, tmp_path / "mine"))
-    asked(parent, cases, mine).check()  # made by a fine-tuning: may be replaced
-
-
-def test_a_bundle_without_controlnet_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
-    bundle = make_tiny_bundle(tmp_path / "tiny", with_controlnet=False)
-    assert "'tiny' has no controlnet network" in refused(tmp_path / "out", BundleError, bundle)
-
-
-def test_nothing_to_learn_is_refused(
-    parent: Path, cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wish = asked(parent, cases, tmp_path / "out")
-    with pytest.raises(RequestError, match="no cases"):
-        FineTuning(wish.preparation, (), wish.out).check()
-    with pytest.raises(TrainingError, match=r"recipe of the fine-tuning: 'rats' is no field.*'rate'"):
-        run(asked(parent, cases, tmp_path / "out", recipe={"rats": 1}))
-    known = list(write_case(tmp_path / "c", "plain", lesion=False).values())
-    plain = write_list(tmp_path / "c", [{"image": known[0], "segmentation": known[1]}])
-    with pytest.raises(RequestError, match="Nothing to learn: name a new label"):
-        run(asked(parent, plain, tmp_path / "out", new=()))
-    monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
-    with pytest.raises(RequestError, match="runs in one process"):
-        wish.check()
-    assert not wish.work.exists()
-
-
-def test_case_names_that_would_meet_in_the_work_folder_are_refused(parent: Path, tmp_path: Path) -> None:
-    entries = [write_case(tmp_path, name) for name in ("Anna", "anna-Mirrored")]
-    with pytest.raises(RequestError, match="'Anna' and 'Anna-mirrored'"):
-        asked(parent, write_list(tmp_path, entries), tmp_path / "out").check()
-
-
-def test_damaged_weights_of_the_parent_are_found_before_the_work(cases: Path, tmp_path: Path) -> None:
-    parent = make_tiny_bundle(tmp_path / "tiny")
-    weights = parent / "controlnet.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    with pytest.raises(BundleError, match="controlnet"):
-        asked(parent, cases, tmp_path / "out").check()
-
-
-def test_the_present_folder_can_be_the_bundles(parent: Path, cases: Path, tmp_path: Path) -> None:
-    wish = asked(parent, cases, Path())
-    assert wish.work == Path.cwd().with_name(f"{Path.cwd().name}-training")
