@@ -1,4 +1,4 @@
-"""``maisi bundles``: what models there are, and getting, checking and removing them."""
+"""``maisi bundles``: what models there are, and getting, making, checking and removing them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from MAISILib.cli import options
 from MAISILib.errors import BundleError
 
-app = typer.Typer(help="List, verify, download, import and remove model bundles.", no_args_is_help=True)
+app = typer.Typer(help="List, verify, download, import, make and remove model bundles.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="Name of a bundle.")]
 Accept = Annotated[bool, typer.Option("--accept-licence", help="You have read the licence and accept it.")]
 
@@ -81,6 +81,31 @@ def import_command(
     notes = import_notes(bundle)
     text = "\n".join([f"{bundle.name} is in {bundle.folder}.", *(f"  {note}" for note in notes)])
     _tell({"bundle": bundle.name, "folder": str(bundle.folder), "notes": notes}, text, as_json)
+
+
+@app.command("make")
+def make_command(
+    manifest: Annotated[
+        Path,
+        typer.Option("--manifest", help="JSON with the fields of bundle.json but the networks; see docs/training.md."),
+    ],
+    run: Annotated[
+        list[str], typer.Option("--run", help="autoencoder=RUN, diffusion=RUN, controlnet=RUN. Repeat for each.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the bundle.")],
+    as_json: options.Json = False,
+) -> None:
+    """Put trainings together into a bundle."""
+    from MAISILib.training.run_bundle import make_bundle
+
+    runs: dict[str, Path] = {}
+    for given in run:
+        name, equals, folder = given.partition("=")
+        if not equals or not folder or name in runs:
+            raise BundleError(f"--run {given}: give each network once, as NETWORK=RUN, for example diffusion=runs/d.")
+        runs[name] = Path(folder)
+    folder = make_bundle(manifest, runs, out)
+    _tell({"folder": str(folder), "networks": list(runs)}, f"The bundle is in {folder}.", as_json)
 
 
 @app.command("remove")

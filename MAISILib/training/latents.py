@@ -175,10 +175,14 @@ def latent_scale_factor(dataset: LatentDataset) -> float:
     return variance**-0.5
 
 
+#: What messages and checkpoints call the SHA-256 of the autoencoder that made the latents.
+AUTOENCODER_FACT = "autoencoder of the latents"
+
+
 def latent_facts(autoencoder_sha256: str | None, scale_factor: float) -> dict[str, str]:
     """What a resumed run must find again in its latents, by what messages call it."""
     return {
-        "autoencoder of the latents": autoencoder_sha256 or "unknown",
+        AUTOENCODER_FACT: autoencoder_sha256 or "unknown",
         "scale of the latents": f"{scale_factor:.6g}",
     }
 
