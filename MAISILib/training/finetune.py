@@ -335,7 +335,7 @@ def _recipe(wish: FineTuning, validated: bool) -> ControlNetRecipe:
         "label_dropout": 0.05,
         "validate_every": max(25, wish.steps // 6),
     }
-    if validated:
+    if validated or "patience" in wish.recipe:  # which waits for a figure; where none is held out, for nothing
         fields |= {"best_metric": "region_loss", "patience": 4}
     return parse_recipe({**fields, **wish.recipe}, ControlNetRecipe, "recipe of the fine-tuning")
 
