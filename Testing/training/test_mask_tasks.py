@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from MAISILib.anatomy.organ_sizes import NOT_TOLD, OrganSize
 from MAISILib.bundles.bundle import open_bundle
 from MAISILib.bundles.networks import build_network
+from MAISILib.bundles.weights import save_safetensors
 from MAISILib.errors import TrainingError
 from MAISILib.files.nifti import write_labels
 from MAISILib.resources import resource
@@ -219,8 +220,6 @@ def test_patches_hold_part_of_the_patient(recipe: MaskAutoencoderRecipe, items: 
 
 
 def test_trained_autoencoder_is_found_in_its_run_or_in_a_bundle(tmp_path: Path, recipe: MaskAutoencoderRecipe) -> None:
-    from MAISILib.bundles.weights import save_safetensors
-
     run = tmp_path / "run"
     run.mkdir()
     (run / "request.json").write_text(json.dumps({"train": recipe.model_dump(mode="json")}))
@@ -320,6 +319,20 @@ def test_task_comes_from_recipe_and_datalist(
     assert scale == task.scale_factor > 0
     assert task.facts == {"mask autoencoder": bundle.weights_sha256()["mask_autoencoder"]}
     assert (task.item_count(), task.validation_count(), task.item_name(3)) == (4, 0, "patient-3")
+
+
+def test_a_mask_autoencoder_that_was_trained_again_is_told_from_the_earlier_one(
+    diffusion_recipe: MaskDiffusionRecipe, recipe: MaskAutoencoderRecipe, items: list[DataItem], tmp_path: Path
+) -> None:
+    (tmp_path / "request.json").write_text(json.dumps({"train": recipe.model_dump(mode="json")}))
+    asked = diffusion_recipe.model_copy(update={"autoencoder": str(tmp_path)})
+    facts = []
+    for _ in range(2):
+        trained = build_network(recipe.definition).state_dict()
+        save_safetensors(trained, tmp_path / "weights" / "mask_autoencoder.safetensors")
+        facts.append(mask_diffusion_task(asked, Datalist(tuple(items), ()))[0].facts)
+    assert facts[0].keys() == facts[1].keys()
+    assert facts[0] != facts[1]
 
 
 # Recipes
