@@ -39,8 +39,8 @@ ORGANS = {
     "larynx": (136,),
     "esophagus": (11,),
 }
-#: A training that goes on from another one.
-_PARTS = {"diffusion-refine": ("diffusion", "diffusion-refine")}
+#: The trainings of UNet and ControlNet by rectified flow, each going on from the one before it.
+FLOW = ("diffusion", "diffusion-refine", "diffusion-finish")
 _MASK_NETWORKS = {"mask_autoencoder": "mask-autoencoder", "mask_diffusion": "mask-diffusion"}
 
 Patients = list[tuple[str, Volume, LabelMap]]
@@ -79,6 +79,14 @@ class HeadNeckRuns:
         """Whether a training has reached its end and left its weights."""
         return (self.out / name / "weights").is_dir()
 
+    def steps(self, name: str) -> int:
+        """Steps of a training so far.
+
+        Raises:
+            TrainingError: It has no checkpoint that can be read.
+        """
+        return read_checkpoint(self.out / name / CHECKPOINT_NAME).step
+
     def trained(self, name: str, network: str) -> TrainedNetwork:
         """A network as its training left it.
 
@@ -110,11 +118,11 @@ def make_bundles(runs: HeadNeckRuns, on_progress: Callable[[str], None] = lambda
     trainings have ended.
 
     Raises:
-        TrainingError: The training ``autoencoder`` or ``diffusion-refine`` has not ended.
+        TrainingError: The training ``autoencoder`` or the last of :data:`FLOW` has not ended.
         OutputError: A folder cannot be written.
     """
     patients = list(centred_masks(runs.pairs, label_table()))
-    wanted = {"bundle": "diffusion-refine", "bundle-ddpm": "diffusion-ddpm"}
+    wanted = {"bundle": FLOW[-1], "bundle-ddpm": "diffusion-ddpm"}
     made = []
     for name, diffusion in wanted.items():
         if name == "bundle" or runs.has_ended(diffusion):
@@ -145,9 +153,7 @@ def _make(runs: HeadNeckRuns, bundle: Path, diffusion: str, patients: Patients) 
             name: write_trained(folder, runs.trained(run, name)).model_dump() for name, run in trained.items()
         }
         fields["made_by"]["metrics"] = {
-            f"{name}_steps": sum(
-                read_checkpoint(runs.out / part / CHECKPOINT_NAME).step for part in _PARTS.get(run, (run,))
-            )
+            f"{name}_steps": sum(runs.steps(part) for part in (FLOW if run == FLOW[-1] else (run,)))
             for name, run in trained.items()
             if name != "controlnet"  # trained together with the UNet
         }

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from MAISILib.jobs.folder import Event
 from MAISILib.resources import resource
 from MAISILib.training.datalist import LATENTS_NAME, read_datalist
 from MAISILib.training.encoding import GridRule
-from MAISILib.training.head_neck_bundle import NAME, HeadNeckRuns, label_table, make_bundles
+from MAISILib.training.head_neck_bundle import FLOW, NAME, HeadNeckRuns, label_table, make_bundles
 from MAISILib.training.head_neck_data import prepare_patients
 from MAISILib.training.run_encoding import encode_with_run
 from MAISILib.training.start import start_training
@@ -47,8 +48,9 @@ def train(data: Path, out: Path, stages: Sequence[str] = STAGES, recipes: Path |
     if "latents" in stages:
         encode_patients(runs)
     if "diffusion" in stages:
-        _train("diffusion", "diffusion", latents, runs)
-        _train("diffusion", "diffusion-refine", latents, runs, init_from=str(out / "diffusion"))
+        _train("diffusion", FLOW[0], latents, runs)
+        for before, stage in itertools.pairwise(FLOW):
+            _train("diffusion", stage, latents, runs, init_from=str(out / before))
     if "ddpm" in stages:
         _train("diffusion", "diffusion-ddpm", latents, runs)
     if "mask-autoencoder" in stages:

@@ -16,6 +16,7 @@ from MAISILib.bundles.bundle import Bundle
 from MAISILib.errors import TrainingError
 from MAISILib.resources import resource
 from MAISILib.training.datalist import read_datalist
+from MAISILib.training.head_neck_bundle import FLOW
 from MAISILib.training.head_neck_mini import STAGES, train
 from Testing.tiny_bundle import tiny_definitions
 from Testing.tiny_mask_generator import tiny_mask_definitions
@@ -56,8 +57,7 @@ def write_recipes(folder: Path) -> Path:
             "adversarial_weight": 0.0,
             "steps": 1,
         },
-        "diffusion": diffusion,
-        "diffusion-refine": diffusion,
+        **dict.fromkeys(FLOW, diffusion),
         "diffusion-ddpm": {**diffusion, "schedule": {"kind": "ddpm"}},
         "mask-autoencoder": {
             "network": "mask-autoencoder",
@@ -118,7 +118,7 @@ def sample(folder: Path, **request: Any) -> maisi.Sample:
 
 
 def test_every_stage_of_the_embedded_bundle_has_its_recipe() -> None:
-    needed = {*STAGES, "patients", "mask-generator", "diffusion-ddpm", "diffusion-refine"} - {"data", "latents", "ddpm"}
+    needed = {*STAGES, "patients", "mask-generator", "diffusion-ddpm", *FLOW} - {"data", "latents", "ddpm"}
     for name in needed:
         resource("recipes", "head-neck-mini", f"{name}.json")
     flow, ddpm = (
@@ -193,6 +193,6 @@ def test_a_bundle_before_its_trainings_says_which_one_is_missing(
     openkbp: Path, recipes: Path, first: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(first / "pairs", tmp_path / "pairs")
-    with pytest.raises(TrainingError, match="Let the training 'diffusion-refine' end first"):
+    with pytest.raises(TrainingError, match="Let the training 'diffusion-finish' end first"):
         train(openkbp, tmp_path, ("bundle",), recipes)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs"]
