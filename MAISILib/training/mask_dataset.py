@@ -15,6 +15,7 @@ from MAISILib.bundles.bundle import open_bundle
 from MAISILib.errors import TrainingError
 from MAISILib.training.datalist import DataItem
 from MAISILib.training.denoising import mask_bits
+from MAISILib.training.images import has_room
 from MAISILib.training.mask_recipes import MaskSettings
 from MAISILib.training.mirroring import mirrored_labels
 from MAISILib.volumes import Grid, LabelMap
@@ -75,7 +76,7 @@ class MaskDataset:
         array = self._cache.get(index)
         if array is None:
             array = self._read(self._items[index])
-            if self._settings.cache:
+            if self._settings.cache and has_room(array.nbytes):
                 self._cache[index] = array
         return array
 
