@@ -24,7 +24,7 @@ class MaskSettings(BaseModel):
         resample: Bring label maps of other voxel sizes or shapes onto the grid, centred; else they are left out.
         mirror: Probability of a mirrored patient, left and right labels exchanged.
         stretch: Largest relative change of the patient's size, drawn for each axis apart.
-        cache: Keep label maps (and their latents) in memory.
+        cache: Keep label maps (and their latents) in memory, as long as a quarter of it stays free.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
