@@ -143,7 +143,7 @@ class MaskLatents:
         variants: How many variations of each mask there are.
         seed: Of the variations.
         labels: Whose sizes are measured in each variation.
-        cache: Keep latents in memory.
+        cache: Keep latents in memory, as long as a quarter of it stays free.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class MaskLatents:
         with torch.no_grad():
             mean, deviation = self._autoencoder.to(device).encode(mask_bits(array)[None].to(device).float())
         found = mean[0].cpu(), deviation[0].cpu(), self._masks.sizes(array, self._labels)
-        if self._cache is not None:
+        if self._cache is not None and has_room(mean.nbytes + deviation.nbytes):
             self._cache[key] = found
         return found
 
