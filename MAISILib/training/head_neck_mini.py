@@ -52,7 +52,7 @@ def train(data: Path, out: Path, stages: Sequence[str] = STAGES, recipes: Path |
         for before, stage in itertools.pairwise(FLOW):
             _train("diffusion", stage, latents, runs, init_from=str(out / before))
     if "ddpm" in stages:
-        _train("diffusion", "diffusion-ddpm", latents, runs)
+        _train("diffusion", "diffusion-ddpm", latents, runs, init_from=str(out / FLOW[-1]))
     if "mask-autoencoder" in stages:
         _train("mask-autoencoder", "mask-autoencoder", runs.pairs, runs)
     if "mask-diffusion" in stages:
