@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from MAISILib.cli.app import main
+import sys
+
+
+def _run() -> int:
+    if sys.argv[1:] == ["worker"]:
+        # Without the command line's packages: a worker can say what is missing before anything is installed.
+        from MAISILib.jobs.worker import serve
+
+        return serve()
+    from MAISILib.cli.app import main
+
+    return main()
+
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(_run())

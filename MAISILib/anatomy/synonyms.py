@@ -43,6 +43,22 @@ def find_synonym(name: str, table: LabelTable) -> int | None:
     return None
 
 
+def synonyms_of(name: str) -> list[str]:
+    """Other names that a label goes by, for searching; those with a place holder are left out.
+
+    Example:
+        >>> synonyms_of("esophagus")
+        ['oesophagus']
+    """
+    side, words = _side_and_words(name)
+    with_side = f"{{side}} {words}" if side else words
+    return [
+        f"{side} {other}".strip()
+        for other, label in _rows()
+        if label in (with_side, name) and not {"*", "#"} & set(other)
+    ]
+
+
 def _side_and_words(name: str) -> tuple[str, str]:
     """``("left", "kidney")`` of ``Kidney_L``; no side where there is none, or more than one."""
     words = re.findall(r"[^\W_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).casefold())
@@ -53,9 +69,14 @@ def _side_and_words(name: str) -> tuple[str, str]:
 
 
 @lru_cache(maxsize=1)
-def _synonyms() -> list[tuple[re.Pattern[str], str]]:
+def _rows() -> list[tuple[str, str]]:
     with resource("label_synonyms.csv").open(encoding="utf-8", newline="") as file:
-        rows = [(row["name"], row["label"]) for row in csv.DictReader(file)]
+        return [(row["name"], row["label"]) for row in csv.DictReader(file)]
+
+
+@lru_cache(maxsize=1)
+def _synonyms() -> list[tuple[re.Pattern[str], str]]:
     return [
-        (re.compile(re.escape(name).replace(r"\*", r"(\w+)").replace(r"\#", r" ?\d+")), label) for name, label in rows
+        (re.compile(re.escape(name).replace(r"\*", r"(\w+)").replace(r"\#", r" ?\d+")), label)
+        for name, label in _rows()
     ]

@@ -64,8 +64,9 @@ def run(
     Run it again after a break, or with more images: only what is missing or has changed is encoded.
     """
     from MAISILib.bundles.bundle import open_bundle
-    from MAISILib.cli.running import cancel_on_interrupt, check_writable
+    from MAISILib.cli.running import cancel_on_interrupt
     from MAISILib.errors import RequestError
+    from MAISILib.files.atomic import check_writable
     from MAISILib.training.datalist import read_datalist
     from MAISILib.training.encoding import GridRule, check_request, encode_items
 

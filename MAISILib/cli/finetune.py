@@ -36,8 +36,9 @@ def run(
 ) -> None:
     """Fine-tune a bundle's ControlNet on your own labels. The parent bundle stays as it is."""
     from MAISILib.bundles.bundle import open_bundle
-    from MAISILib.cli.running import cancel_on_interrupt, check_writable
+    from MAISILib.cli.running import cancel_on_interrupt
     from MAISILib.cli.training_progress import events_on_stderr
+    from MAISILib.files.atomic import check_writable
     from MAISILib.training.cases import read_cases
     from MAISILib.training.durations import steps_of
     from MAISILib.training.finetune_data import plan_preparation

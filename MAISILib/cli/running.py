@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
@@ -11,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from MAISILib.errors import OutputError
 from MAISILib.generation.progress import CancelToken, OnProgress, Progress
 from MAISILib.generation.request import GenerateRequest
 
@@ -41,9 +39,10 @@ def generate_into(
         recorded: Provenance of the sample that is replayed.
 
     Returns:
-        ``{"samples": [{folder, files, seed, quality, passed, attempts, seconds}], "scene": path or None, "seconds"}``.
+        ``{"samples": [{folder, seed, index, passed, quality, attempts, seconds, files}], "scene": path or None, "seconds"}``.
     """
     from MAISILib.bundles.bundle import open_bundle
+    from MAISILib.files.atomic import check_writable
     from MAISILib.generation.conditioning import prepare
     from MAISILib.generation.provenance import check_replay
 
@@ -65,46 +64,13 @@ def generate_into(
         for sample in samples:
             cancel.check()
             files = sample.save(out / sample.name)
-            written.append(_described(sample, out, files))
+            written.append({**sample.summary(out / sample.name), "files": [str(path) for path in files]})
             if scene_writer:
                 scene_writer.add(sample)
         cancel.check()
         scene_path = scene_writer.save(out / "scene.mrb") if scene_writer else None
     seconds = round(time.perf_counter() - started, 1)
     return {"samples": written, "scene": str(scene_path) if scene_path else None, "seconds": seconds}
-
-
-def check_writable(folder: Path) -> None:
-    """Finds out before the work, not after it, that a folder cannot be written; leaves nothing behind.
-
-    Raises:
-        OutputError: No permission, no space, or a file in the way.
-    """
-    from MAISILib.files.atomic import output_error
-
-    try:
-        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        if not existing.is_dir():
-            raise OutputError(f"Cannot write into {folder}: {existing} is a file, not a folder. Choose another folder.")
-        probe = existing / f".maisi-{os.getpid()}"
-        try:
-            probe.write_bytes(b"0" * 4096)
-        finally:
-            probe.unlink(missing_ok=True)
-    except OSError as error:
-        raise output_error(folder, error) from None
-
-
-def _described(sample: Sample, out: Path, files: list[Path]) -> dict[str, Any]:
-    return {
-        "folder": str(out / sample.name),
-        "files": [str(path) for path in files],
-        "seed": sample.seed,
-        "passed": sample.quality.passed if sample.quality else None,
-        "quality": sample.quality.summary() if sample.quality else "quality not checked",
-        "attempts": sample.attempts,
-        "seconds": sample.provenance["seconds"],
-    }
 
 
 class _SceneWriter:

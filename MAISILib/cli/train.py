@@ -28,8 +28,9 @@ def run(
     as_json: options.Json = False,
 ) -> None:
     """Train a network. Several processes: torchrun --nproc_per_node=2 -m MAISILib train ... with the same options."""
-    from MAISILib.cli.running import cancel_on_interrupt, check_writable
+    from MAISILib.cli.running import cancel_on_interrupt
     from MAISILib.cli.training_progress import events_on_stderr
+    from MAISILib.files.atomic import check_writable
 
     check_writable(out)
     with cancel_on_interrupt() as cancel, events_on_stderr() as on_event:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from MAISILib.diffusion.schedules import DdpmStep, FlowStep
+from MAISILib.diffusion.solver_names import SOLVER_NAMES
 from MAISILib.errors import RequestError, did_you_mean
 
 #: ``model(x, time) → prediction`` for one sample ``(1, C, X, Y, Z)``; ``time`` in training timesteps.
@@ -89,8 +90,6 @@ class DdimSolver:
 
 
 SOLVERS: dict[str, Callable[[], Solver]] = {"euler": EulerSolver, "ancestral": AncestralSolver, "ddim": DdimSolver}
-#: The solver used where a request names none, by schedule kind.
-DEFAULT_SOLVERS = {"rflow": "euler", "ddpm": "ancestral"}
 
 
 def make_solver(name: str | None, kind: str) -> Solver:
@@ -99,11 +98,11 @@ def make_solver(name: str | None, kind: str) -> Solver:
     Raises:
         RequestError: Unknown name, or a solver for the other kind of model.
     """
-    name = name or DEFAULT_SOLVERS[kind]
+    name = name or SOLVER_NAMES[kind][0]
     if name not in SOLVERS:
         raise RequestError(f"Unknown solver {name!r}; known: {', '.join(SOLVERS)}.{did_you_mean(name, SOLVERS)}")
     solver = SOLVERS[name]()
     if solver.step_type is not (FlowStep if kind == "rflow" else DdpmStep):
-        fitting = [n for n, make in SOLVERS.items() if make().step_type is not solver.step_type]
-        raise RequestError(f"Solver {name!r} does not fit a model of kind {kind!r}; use {' or '.join(fitting)}.")
+        fitting = " or ".join(SOLVER_NAMES[kind])
+        raise RequestError(f"Solver {name!r} does not fit a model of kind {kind!r}; use {fitting}.")
     return solver

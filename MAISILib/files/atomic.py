@@ -133,3 +133,22 @@ def check_replaceable(path: Path, replaces: str) -> None:
         raise OutputError(
             f"Cannot write {path}: the folder holds other files (no {replaces}). Choose another folder, or empty it."
         )
+
+
+def check_writable(folder: Path) -> None:
+    """Finds out before the work, not after it, that a folder cannot be written; leaves nothing behind.
+
+    Raises:
+        OutputError: No permission, no space, or a file in the way.
+    """
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise OutputError(f"Cannot write into {folder}: {existing} is a file, not a folder. Choose another folder.")
+        probe = existing / f".maisi-{os.getpid()}"
+        try:
+            probe.write_bytes(b"0" * 4096)
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise output_error(folder, error) from None

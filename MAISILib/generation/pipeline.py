@@ -22,7 +22,8 @@ from MAISILib.diffusion.solvers import make_solver
 from MAISILib.errors import OutOfMemory, means_out_of_memory
 from MAISILib.generation.conditioning import ConditioningMask, MaskSource, Prepared, prepare
 from MAISILib.generation.mask_generation import generate_masks
-from MAISILib.generation.plan import Plan, diffusion_precision, plan
+from MAISILib.generation.plan import Plan, diffusion_precision, networks_of, plan
+from MAISILib.generation.previews import image_preview, latent_preview
 from MAISILib.generation.progress import CancelToken, OnProgress, Progress, interruptible, silent
 from MAISILib.generation.provenance import describe_run
 from MAISILib.generation.result import GenerateResult, Sample
@@ -75,6 +76,7 @@ def generate_samples(
     on_progress: OnProgress = silent,
     cancel: CancelToken | None = None,
     prepared: Prepared | None = None,
+    planned: Plan | None = None,
 ) -> Iterator[Sample]:
     """Like :func:`generate`, one sample at a time. The request is checked before this returns.
 
@@ -85,15 +87,13 @@ def generate_samples(
         on_progress: As for `generate`.
         cancel: As for `generate`.
         prepared: What :func:`prepare` gave for the same bundle and request, where that was called already.
+        planned: What :func:`plan_request` gave for them and the same device, likewise.
     """
     solver = make_solver(request.solver, bundle.manifest.schedule.kind)
     settings, masks = prepared or prepare(bundle, request)
-    planned = _plan(bundle, request, settings, masks, device)
+    planned = planned or _plan(bundle, request, settings, masks, device)
     planned.check()
-    networks = ["diffusion", "autoencoder"]
-    networks += [] if request.mask == "none" else ["controlnet"]
-    networks += ["mask_diffusion", "mask_autoencoder"] if request.mask == "generated" else []
-    for network in networks:
+    for network in networks_of(request):
         bundle.check_file(network)  # damaged weights are found before the work, not in its middle
     run = _Run(bundle, request, settings, planned, masks, solver, on_progress, cancel or CancelToken())
     return run.samples()
@@ -195,7 +195,7 @@ class _Run:
 
     @contextmanager
     def _network(self, name: str) -> Iterator[Any]:
-        """A network on the device, stopping when cancelled. It is freed when the caller lets go of it."""
+        """A network on the device, stopping when cancelled; freed after use, unless the bundle keeps it."""
         self._cancel.check()
         self._progress(Progress("load", 0, 1, f"loading the {name.replace('_', ' ')}"))
         if self._plan.device.startswith("cuda"):
@@ -236,7 +236,8 @@ class _Run:
 
         def on_step(done: int, state: torch.Tensor, clean: torch.Tensor) -> None:
             self._cancel.check()
-            self._progress(Progress("diffusion", done, steps, f"step {done} of {steps}", draft.index))
+            message = f"step {done} of {steps}"
+            self._progress(Progress("diffusion", done, steps, message, draft.index, latent_preview(clean)))
 
         draft.latent = sample_latent(
             denoiser,
@@ -290,6 +291,7 @@ class _Run:
                 assert draft.latent is not None
                 draft.image = self._image(draft, codec.decode(draft.latent, windows, on_window=on_window))
                 draft.seconds["decode"] = draft.seconds.get("decode", 0.0) + time.perf_counter() - started
+                self._progress(Progress("decode", 1, 1, "decoded", draft.index, image_preview(draft.image)))
 
     def _image(self, draft: _Draft, array: np.ndarray) -> Volume:
         """The decoded array as an image on the model grid; CT outside the mask is air."""

@@ -173,10 +173,25 @@ def plan(bundle: Bundle, request: GenerateRequest, device: str = "auto", setting
 
 
 def available_bytes(device: str) -> int:
-    """Free memory of a device in bytes (for the CPU: what the operating system can hand out without swapping)."""
+    """Memory that a run in this process may fill, in bytes: what the device has free, and what the process has already.
+
+    For the CPU, free is what the operating system can hand out without swapping.
+    """
     if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+        return int(torch.cuda.mem_get_info(device)[0]) + torch.cuda.memory_reserved(device)
+    return int(psutil.virtual_memory().available) + psutil.Process().memory_info().rss
+
+
+def networks_of(request: GenerateRequest) -> list[str]:
+    """The networks that a request needs."""
+    networks = ["diffusion", "autoencoder"]
+    networks += [] if request.mask == "none" else ["controlnet"]
+    return networks + (["mask_diffusion", "mask_autoencoder"] if request.mask == "generated" else [])
+
+
+def weight_bytes(bundle: Bundle, request: GenerateRequest) -> int:
+    """Size in memory of all networks that a request needs, as if loaded at the same time."""
+    return sum(_weight_bytes(_unstored(bundle, network)) for network in networks_of(request))
 
 
 @functools.cache

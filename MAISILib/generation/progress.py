@@ -24,7 +24,7 @@ class Progress:
         total: Units that the stage has.
         message: One line for people.
         sample: Index of the sample in the request.
-        preview: A small ``(X, Y)`` uint8 picture, where the stage has one.
+        preview: A coronal slice ``(X, Z)`` uint8, where the stage has one.
     """
 
     stage: str

@@ -43,6 +43,22 @@ class Sample:
         """Folder name, ``sample-0000``."""
         return f"sample-{self.index:04d}"
 
+    def summary(self, folder: str | Path) -> dict[str, Any]:
+        """What a list of results shows, as plain data.
+
+        Args:
+            folder: Where it was saved.
+        """
+        return {
+            "folder": str(folder),
+            "seed": self.seed,
+            "index": self.index,
+            "passed": self.quality.passed if self.quality else None,
+            "quality": self.quality.summary() if self.quality else "quality not checked",
+            "attempts": self.attempts,
+            "seconds": self.provenance["seconds"],
+        }
+
     def save(self, folder: str | Path) -> list[Path]:
         """Writes ``image.nii.gz``, ``mask.nii.gz``, ``preview.png`` and ``provenance.json`` as the folder ``folder``.
 
