@@ -1,0 +1,362 @@
+"""The *Generate* section: what the image shall be, what it costs, and the run."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import qt
+from slicer.i18n import tr as _
+
+from MAISIPanel.AnatomyPicker import AnatomyPicker
+from MAISIPanel.CostLine import CostLine
+from MAISIPanel.GridControls import GridControls
+from MAISIPanel.Parameters import GenerateParameters
+from MAISIPanel.RunControls import RunControls
+from MAISIPanel.SizeSliders import SizeSliders
+
+#: Largest seed that the dice throws: short enough to be read out.
+_LARGEST_RANDOM_SEED = 999_999
+
+
+class GenerateSection:
+    """Shows the parameters that the scene keeps, for what the chosen bundle can do, and runs them.
+
+    Args:
+        logic: Plans and generates; ``parameterNode`` keeps the parameters.
+        ui: Widgets of ``MAISIGenerate.ui`` by name.
+        notify: Shows a line to the user.
+        onSample: Called with volume and segmentation node of each image as it comes.
+        onBundleWanted: Called with the name of the bundle that parameters from a scene ask for.
+    """
+
+    def __init__(
+        self,
+        logic: Any,
+        ui: Any,
+        notify: Callable[[str], None],
+        onSample: Callable[[Any, Any], None],
+        onBundleWanted: Callable[[str], None],
+    ) -> None:
+        self._logic, self._ui, self._notify = logic, ui, notify
+        self._onSample, self._onBundleWanted = onSample, onBundleWanted
+        self._description: Mapping[str, Any] | None = None
+        self._bundle = ""
+        self._restored: GenerateParameters | None = None
+        self._isShowing = False
+        self._notes: list[str] = []
+        self.anatomies = AnatomyPicker(ui, self._onChanged)
+        self.sizes = SizeSliders(ui, self._onChanged)
+        self.grid = GridControls(ui, self._onChanged)
+        self.cost = CostLine(logic, ui.costLabel)
+        self.run = RunControls(ui, self._onGenerate, logic.cancel)
+        self._regionBoxes: dict[str, Any] = {}
+        for text, device in (
+            (_("Best available"), "auto"),
+            (_("Graphics card (CUDA)"), "cuda"),
+            (_("Apple GPU (MPS)"), "mps"),
+            (_("Processor"), "cpu"),
+        ):
+            ui.deviceComboBox.addItem(text, device)
+        ui.maskSourceLabel.minimumWidth = ui.spacingLabel.sizeHint.width()  # aligned with the form below
+        self._connect()
+        self._showSource()
+        self._say()
+
+    def _connect(self) -> None:
+        ui = self._ui
+        ui.maskSourceComboBox.connect("currentIndexChanged(int)", lambda _index: self._onSource())
+        for combo in (ui.solverComboBox, ui.deviceComboBox):
+            combo.connect("currentIndexChanged(int)", lambda _index: self._onChanged())
+        ui.modalityComboBox.connect("currentIndexChanged(int)", lambda _index: self._onScope())
+        for selector in (ui.segmentationSelector, ui.referenceSelector):
+            selector.connect("currentNodeChanged(vtkMRMLNode*)", lambda _node: self._onChanged())
+        for box in (ui.stepsSpinBox, ui.countSpinBox):
+            box.connect("valueChanged(int)", lambda _value: self._onChanged())
+        ui.guidanceSpinBox.connect("valueChanged(double)", lambda _value: self._onChanged())
+        ui.seedEdit.connect("textEdited(QString)", self._onSeed)
+        ui.diceButton.connect("clicked()", self._onDice)
+
+    # ------------------------------------------------------------------ what the panel tells
+
+    def setBundle(self, name: str) -> None:
+        """Another bundle was chosen; empty where none can be used."""
+        self._bundle, self._description = name, None
+        self._say()
+        if name:
+            self._logic.client.send(
+                "describe",
+                {"bundle": name},
+                onResult=self._onDescribed,
+                onFailed=lambda message, _kind: self._notify(message),
+            )
+
+    def restore(self) -> None:
+        """Shows the parameters that the scene keeps, and asks for their bundle."""
+        parameters = self._logic.parameterNode.get()
+        self._restored = parameters
+        if self._description is not None and parameters.bundle == self._bundle:
+            self._showDescribed()
+        else:
+            self._onBundleWanted(parameters.bundle)
+
+    def refresh(self) -> None:
+        """The panel is looked at again: memory may have become free or scarce since."""
+        self._say()
+
+    def onSceneClosed(self) -> None:
+        """The nodes are gone, the settings stay."""
+        if self._description is not None:
+            self._onChanged()
+
+    def cleanup(self) -> None:
+        """The panel goes away: asks nothing any more."""
+        self.cost.stop()
+
+    def parameters(self) -> GenerateParameters:
+        """What the widgets say."""
+        ui, source = self._ui, self._source
+        segmentation, reference = ui.segmentationSelector.currentNode(), ui.referenceSelector.currentNode()
+        isFile = source == "file"
+        return GenerateParameters(
+            bundle=self._bundle,
+            maskSource=source,
+            anatomies=self.anatomies.chosen if source in ("library", "generated") else [],
+            controllableSizes=self.sizes.sizes if source == "generated" else {},
+            regions=[region for region, box in self._regionBoxes.items() if box.checked],
+            modality=str(ui.modalityComboBox.currentData or ""),
+            # The image of a segmentation has the segmentation's, or the reference volume's, extent.
+            size=None if isFile else self.grid.size,
+            spacing=None if isFile else self.grid.spacing,
+            steps=int(ui.stepsSpinBox.value),
+            solver=str(ui.solverComboBox.currentData or ""),
+            guidance=float(ui.guidanceSpinBox.value),
+            seed=int(ui.seedEdit.text or 0),
+            count=int(ui.countSpinBox.value),
+            device=str(ui.deviceComboBox.currentData or "auto"),
+            segmentationNodeID=segmentation.GetID() if segmentation is not None else "",
+            referenceVolumeID=reference.GetID() if reference is not None else "",
+        )
+
+    # ------------------------------------------------------------------ runs
+
+    def start(self, begin: Callable[..., Any], count: int) -> None:
+        """Runs something that takes the callbacks of ``MAISILogic.generateAsync``, and shows how it goes.
+
+        Args:
+            begin: Starts it.
+            count: Number of images that it makes.
+        """
+        if self.run.isRunning:
+            return
+        self.run.start(count)
+        self._notes = []
+        begin(
+            onDone=lambda _nodes: self._ended(),
+            onProgress=self.run.show,
+            onSample=self._onSample,
+            onNote=self._onNote,
+            onFailed=self._onFailed,
+            onCancelled=self._ended,
+        )
+
+    def _onGenerate(self) -> None:
+        parameters = self.parameters()
+        isValid, reason = parameters.isValid()
+        if not isValid:
+            self._notify(reason)
+            return
+        self._logic.parameterNode.set(parameters)
+        self._notify("")
+        self.start(lambda **callbacks: self._logic.generateFromParameters(parameters, **callbacks), parameters.count)
+
+    def _onNote(self, note: str) -> None:
+        self._notes.append(note)
+        self._notify("\n".join(self._notes))
+
+    def _onFailed(self, message: str, kind: str) -> None:
+        self._ended()
+        self._notify("\n".join([message, *self._notes]))
+
+    def _ended(self) -> None:
+        self.run.end()
+        self._say()
+
+    # ------------------------------------------------------------------ what the bundle can do
+
+    def _onDescribed(self, description: dict[str, Any]) -> None:
+        if description.get("name", self._bundle) != self._bundle:
+            return  # the answer to an earlier choice
+        isFirst = self._description is None and self._restored is None
+        self._description = description
+        with self._showing():
+            self._offer(description)
+            if isFirst:
+                self.grid.chooseRecommended((), self._modality())
+        self._showDescribed()
+        if description.get("problems"):
+            self._notify("\n".join(description["problems"]))
+
+    def _onUndescribed(self, message: str, _kind: str) -> None:
+        self._notify(message)
+        self.cost.say(_("The engine cannot use this model."), isProblem=True)
+
+    def _offer(self, description: Mapping[str, Any]) -> None:
+        ui = self._ui
+        words = {
+            "library": _("From the model's library"),
+            "generated": _("Newly generated, with sizes"),
+            "file": _("A segmentation of the scene"),
+            "none": _("None: image only"),
+        }
+        sources = [(words[source], source) for source in description["mask_sources"]]
+        _fill(ui.maskSourceComboBox, sources)
+        _fill(ui.modalityComboBox, [(name, name) for name in description["modalities"]])
+        _fill(ui.solverComboBox, [(name, name) for name in description["solvers"]])
+        self.sizes.offer(description["controllable"])
+        self._offerRegions(description["regions"])
+        ui.stepsSpinBox.maximum = int(description["most_steps"])
+        ui.stepsSpinBox.value = int(description["steps"])
+        ui.modalityLabel.visible = ui.modalityComboBox.visible = len(description["modalities"]) > 1
+        ui.guidanceLabel.visible = ui.guidanceSpinBox.visible = bool(description["guidance"])
+        if not description["guidance"]:
+            ui.guidanceSpinBox.value = 0.0
+        self.grid.offer(description)
+
+    def _offerRegions(self, regions: list[str]) -> None:
+        layout = self._ui.regionFrame.layout()
+        if list(self._regionBoxes) != list(regions):
+            for box in self._regionBoxes.values():
+                layout.removeWidget(box)
+                box.hide()
+                box.deleteLater()
+            self._regionBoxes = {region: qt.QCheckBox(region) for region in regions}
+            for box in self._regionBoxes.values():
+                layout.addWidget(box)
+                box.connect("toggled(bool)", lambda _checked: self._onScope())
+        self._ui.regionLabel.visible = self._ui.regionFrame.visible = bool(regions)
+
+    def _showDescribed(self) -> None:
+        """Shows parameters that wait for their bundle; then what the widgets say is what the scene keeps."""
+        parameters, self._restored = self._restored, None
+        if parameters is not None and parameters.bundle == self._bundle:
+            with self._showing():
+                self._show(parameters)
+        self._showSource()
+        self._onChanged()
+
+    def _show(self, parameters: GenerateParameters) -> None:
+        ui, description = self._ui, self._description or {}
+        for combo, data in (
+            (ui.maskSourceComboBox, parameters.maskSource),
+            (ui.modalityComboBox, parameters.modality),
+            (ui.solverComboBox, parameters.solver),
+            (ui.deviceComboBox, parameters.device),
+        ):
+            combo.currentIndex = max(0, combo.findData(data))
+        self._showSource()
+        self.anatomies.choose(parameters.anatomies)
+        self.sizes.choose(parameters.controllableSizes)
+        for region, box in self._regionBoxes.items():
+            box.checked = region in parameters.regions
+        self.grid.chooseRecommended(parameters.regions, self._modality())
+        self.grid.choose(parameters.size or self.grid.size, parameters.spacing or self.grid.spacing)
+        ui.stepsSpinBox.value = parameters.steps or int(description.get("steps") or 30)
+        ui.guidanceSpinBox.value = parameters.guidance
+        ui.seedEdit.text = str(parameters.seed)
+        ui.countSpinBox.value = parameters.count
+        ui.segmentationSelector.setCurrentNodeID(parameters.segmentationNodeID)
+        ui.referenceSelector.setCurrentNodeID(parameters.referenceVolumeID)
+
+    @property
+    def _source(self) -> str:
+        return str(self._ui.maskSourceComboBox.currentData or "library")
+
+    def _modality(self) -> str:
+        return str(self._ui.modalityComboBox.currentData or "")
+
+    # ------------------------------------------------------------------ what the user changes
+
+    def _onSource(self) -> None:
+        self._showSource()
+        self._onChanged()
+
+    def _onScope(self) -> None:
+        """Another region or modality has other recommendations, which are taken where one was chosen before."""
+        if self._isShowing:
+            return
+        regions = [region for region, box in self._regionBoxes.items() if box.checked]
+        self.grid.setRegions(regions)
+        if self.grid.isRecommended:
+            self.grid.chooseRecommended(regions, self._modality())
+        self._onChanged()
+
+    def _onSeed(self, text: str) -> None:
+        digits = "".join(character for character in text if character in "0123456789")[:19]
+        if digits != text:
+            self._ui.seedEdit.text = digits
+        self._onChanged()
+
+    def _onDice(self) -> None:
+        self._ui.seedEdit.text = str(random.randint(0, _LARGEST_RANDOM_SEED))
+        self._onChanged()
+
+    def _onChanged(self) -> None:
+        """Keeps what the widgets say in the scene, and asks what it costs."""
+        if self._isShowing:
+            return
+        if self._description is not None:
+            self._logic.parameterNode.set(self.parameters())
+        self._say()
+
+    def _showSource(self) -> None:
+        """Shows only what belongs to the chosen source of the mask."""
+        ui, source, description = self._ui, self._source, self._description or {}
+        names = (description.get("anatomies_of") or {}).get(source, ())
+        self.anatomies.offer(description.get("labels") or (), names)
+        ui.anatomyFrame.visible = bool(names)
+        ui.sizesFrame.visible = source == "generated"
+        ui.segmentationFrame.visible = source == "file"
+        for name in ("preset", "size", "spacing", "fieldOfView"):
+            for part in ("Label", "ComboBox", "Frame", "Title"):
+                widget = getattr(ui, name + part, None)
+                if widget is not None:
+                    widget.visible = source != "file"
+
+    def _say(self) -> None:
+        """What keeps the run from starting, or what it will cost."""
+        if self._isShowing:
+            return
+        if not self._bundle:
+            reason = _("Choose a model that is on this computer.")
+        elif self._description is None:
+            reason = _("Asking the engine what this model can do…")
+        else:
+            reason = self.parameters().isValid()[1]
+        self.run.allow(reason)
+        if reason:
+            self.cost.say(reason)
+        else:
+            self.cost.askFor(self.parameters())
+
+    @contextmanager
+    def _showing(self) -> Iterator[None]:
+        """Widgets that are set here are no wishes of the user."""
+        self._isShowing = True
+        try:
+            yield
+        finally:
+            self._isShowing = False
+
+
+def _fill(combo: Any, items: list[tuple[str, str]]) -> None:
+    """New items; the chosen one stays where it is among them."""
+    before = combo.currentData
+    combo.blockSignals(True)
+    combo.clear()
+    for text, data in items:
+        combo.addItem(text, data)
+    combo.currentIndex = max(0, combo.findData(before)) if items else -1
+    combo.blockSignals(False)

@@ -1,0 +1,154 @@
+"""The *Results* section: what was made or loaded, and what can be done with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import qt
+from slicer.i18n import tr as _
+
+from MAISILib.errors import MaisiError
+from MAISIPanel.Wording import durationText
+
+
+class ResultsSection:
+    """A table of the results that the scene holds.
+
+    Args:
+        logic: ``results`` lists them and knows what to do with them; ``replayAsync`` makes one again.
+        ui: Widgets of ``MAISIResults.ui`` by name.
+        notify: Shows a line to the user.
+        dialogs: Asks for folders, and before deleting.
+        run: Runs something with the callbacks of ``MAISILogic.generateAsync``, shown as a run of so many images.
+    """
+
+    def __init__(
+        self, logic: Any, ui: Any, notify: Callable[[str], None], dialogs: Any, run: Callable[..., None]
+    ) -> None:
+        self._logic, self._ui, self._notify, self._dialogs, self._run = logic, ui, notify, dialogs, run
+        self._entries: list[Any] = []
+        header = ui.resultsTable.horizontalHeader()
+        header.setSectionResizeMode(0, qt.QHeaderView.Stretch)
+        for column in (1, 2, 3):
+            header.setSectionResizeMode(column, qt.QHeaderView.ResizeToContents)
+        ui.resultsTable.connect("itemSelectionChanged()", self._showSelection)
+        ui.resultsTable.connect("itemDoubleClicked(QTableWidgetItem*)", lambda _item: self._onShow())
+        ui.showButton.connect("clicked()", self._onShow)
+        ui.compareButton.connect("clicked()", self._onCompare)
+        ui.chartButton.connect("clicked()", self._onChart)
+        ui.replayButton.connect("clicked()", self._onReplay)
+        ui.saveButton.connect("clicked()", self._onSave)
+        ui.deleteButton.connect("clicked()", self._onDelete)
+        self.refresh()
+
+    @property
+    def selected(self) -> list[Any]:
+        """The selected results, in the order of the table."""
+        rows = sorted({index.row() for index in self._ui.resultsTable.selectedIndexes()})
+        return [self._entries[row] for row in rows if row < len(self._entries)]
+
+    def refresh(self) -> None:
+        """Lists the results that the scene holds now; what was selected stays selected."""
+        chosen = {entry.volumeNode.GetID() for entry in self.selected if entry.volumeNode.GetScene() is not None}
+        self._entries = list(self._logic.results.entries)
+        table = self._ui.resultsTable
+        table.blockSignals(True)
+        table.setRowCount(len(self._entries))
+        for row, entry in enumerate(self._entries):
+            for column, text in enumerate(_cells(entry)):
+                item = qt.QTableWidgetItem(text)
+                item.setToolTip(entry.verdict)
+                table.setItem(row, column, item)
+        table.clearSelection()
+        table.blockSignals(False)
+        self._select(chosen)
+
+    def added(self, volumeNode: Any) -> None:
+        """A result has come into the scene: it is listed, selected and shown."""
+        self.refresh()
+        self._ui.resultsTable.clearSelection()
+        self._select({volumeNode.GetID()})
+        self._onShow()
+
+    def onSceneClosed(self) -> None:
+        """The results are gone with the scene."""
+        self.refresh()
+
+    def _select(self, nodeIDs: set[str]) -> None:
+        table = self._ui.resultsTable
+        mode = table.selectionMode
+        table.selectionMode = qt.QAbstractItemView.MultiSelection
+        for row, entry in enumerate(self._entries):
+            if entry.volumeNode.GetID() in nodeIDs:
+                table.selectRow(row)
+        table.selectionMode = mode
+        self._showSelection()
+
+    def _showSelection(self) -> None:
+        ui, selected = self._ui, self.selected
+        isEmpty = not self._entries
+        ui.resultsTable.visible = not isEmpty
+        ui.resultsEmptyLabel.visible = isEmpty
+        ui.compareButton.enabled = len(selected) == 2
+        for button in (ui.showButton, ui.replayButton, ui.chartButton):
+            button.enabled = len(selected) == 1
+        ui.saveButton.enabled = ui.deleteButton.enabled = bool(selected)
+        ui.resultLabel.text = selected[0].verdict if len(selected) == 1 else ""
+        ui.resultLabel.visible = bool(ui.resultLabel.text)
+
+    def _onShow(self) -> None:
+        self._with(1, lambda entry: self._logic.results.show(entry))
+
+    def _onCompare(self) -> None:
+        self._with(2, lambda first, second: self._notify(self._logic.results.compare(first, second)))
+
+    def _onChart(self) -> None:
+        self._with(1, lambda entry: self._logic.results.chart(entry))
+
+    def _onReplay(self) -> None:
+        self._with(
+            1, lambda entry: self._run(lambda **callbacks: self._logic.replayAsync(entry.volumeNode, **callbacks), 1)
+        )
+
+    def _onSave(self) -> None:
+        selected = self.selected
+        folder = self._dialogs.folder(_("Folder for the results"))
+        if folder:
+            self._with(len(selected), lambda *entries: [self._save(entry, Path(folder)) for entry in entries])
+
+    def _save(self, entry: Any, folder: Path) -> None:
+        target = folder / re.sub(r"[^\w.-]+", "-", entry.name)
+        self._logic.results.save(entry, target)
+        self._notify(_("Saved in {0}.").format(target))
+
+    def _onDelete(self) -> None:
+        selected = self.selected
+        question = _("Remove {0} from the scene?").format(", ".join(entry.name for entry in selected))
+        if self._dialogs.confirm(question):
+            self._with(len(selected), lambda *entries: [self._logic.results.delete(entry) for entry in entries])
+            self.refresh()
+
+    def _with(self, count: int, work: Callable[..., Any]) -> None:
+        """Works on the selection; a node that was deleted meanwhile is no longer listed."""
+        if len(self.selected) != count:
+            return
+        if any(entry.volumeNode.GetScene() is None for entry in self.selected):
+            self.refresh()
+            return
+        try:
+            work(*self.selected)
+        except MaisiError as error:
+            self._notify(str(error))
+
+
+def _cells(entry: Any) -> tuple[str, str, str, str]:
+    seed = "–" if entry.seed is None else str(entry.seed)
+    time = "–" if entry.seconds is None else durationText(entry.seconds)
+    return entry.name, seed, _verdict(entry.passed), time
+
+
+def _verdict(passed: bool | None) -> str:
+    return {True: _("passed"), False: _("failed"), None: "–"}[passed]

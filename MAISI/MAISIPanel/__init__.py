@@ -1,0 +1,1 @@
+"""The MAISI module's panel and logic, in small classes that get their collaborators handed in."""
