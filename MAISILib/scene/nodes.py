@@ -14,6 +14,9 @@ from MAISILib.volumes import LabelMap, Volume
 
 SYNTHETIC_ATTRIBUTE = "MAISI.Synthetic"
 PROVENANCE_ATTRIBUTE = "MAISI.Provenance"
+#: Roles of the references from an image to what belongs to it: its segmentation; its HU table, chart and series.
+MASK_REFERENCE = "MAISI.Mask"
+CHART_REFERENCE = "MAISI.Chart"
 #: Marks a colour table made from a label table, with that table's name.
 _TABLE_ATTRIBUTE = "MAISI.LabelTable"
 _DESCRIPTION = "Synthetic image made by MAISI for Slicer. Not a patient."
@@ -36,6 +39,7 @@ def show(
     description: str = _DESCRIPTION,
     window_level: tuple[float, float] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    is_synthetic: bool = True,
 ) -> tuple[Any, Any]:
     """Adds a sample to a scene: a volume and its segmentation, in a subject hierarchy folder.
 
@@ -48,6 +52,7 @@ def show(
         description: Of both nodes.
         window_level: Window width and centre, in the image's units, instead of the modality's own.
         provenance: Kept with the volume as JSON text.
+        is_synthetic: Mark the nodes as synthetic; not for images that may be of patients.
 
     Returns:
         The vtkMRMLScalarVolumeNode and the vtkMRMLSegmentationNode (None without a mask).
@@ -59,7 +64,7 @@ def show(
     data = vtk.vtkImageData()
     fill_image(data, image.array)
     volume_node.SetAndObserveImageData(data)
-    _mark_synthetic(volume_node, description, modality)
+    _describe(volume_node, description, modality, is_synthetic)
     if provenance is not None:
         volume_node.SetAttribute(PROVENANCE_ATTRIBUTE, json.dumps(provenance, ensure_ascii=False, default=str))
     if is_ct:
@@ -73,7 +78,17 @@ def show(
     if mask is None:
         return volume_node, None
     mask_name = f"{name} mask"
-    return volume_node, show_mask(scene, mask, mask_name, reference=volume_node, description=description, folder=folder)
+    segmentation_node = show_mask(
+        scene,
+        mask,
+        mask_name,
+        reference=volume_node,
+        description=description,
+        folder=folder,
+        is_synthetic=is_synthetic,
+    )
+    volume_node.SetNodeReferenceID(MASK_REFERENCE, segmentation_node.GetID())
+    return volume_node, segmentation_node
 
 
 def show_mask(
@@ -84,6 +99,7 @@ def show_mask(
     reference: Any = None,
     description: str = _DESCRIPTION,
     folder: int | None = None,
+    is_synthetic: bool = True,
 ) -> Any:
     """Adds a label map to a scene as a segmentation, one segment for each label present.
 
@@ -97,13 +113,14 @@ def show_mask(
         reference: Volume node whose geometry becomes the segmentation's reference; None for the mask's own.
         description: Of the node.
         folder: Subject hierarchy item to put it into; None for the top level.
+        is_synthetic: Mark the node as synthetic; not for what may be of a patient.
 
     Returns:
         The vtkMRMLSegmentationNode.
     """
     node = slicer.vtkMRMLSegmentationNode()
     node.SetName(name)
-    _mark_synthetic(node, description, "SEG")
+    _describe(node, description, "SEG", is_synthetic)
     scene.AddNode(node)
     node.CreateDefaultDisplayNodes()
     converter = slicer.vtkSegmentationConverter
@@ -191,9 +208,11 @@ def _set_display(volume_node: Any, window_level: tuple[float, float] | None) -> 
         display.SetWindowLevel(*window_level)
 
 
-def _mark_synthetic(node: Any, description: str, modality: str) -> None:
-    node.SetDescription(description)
-    node.SetAttribute(SYNTHETIC_ATTRIBUTE, "1")
+def _describe(node: Any, description: str, modality: str, is_synthetic: bool) -> None:
+    if is_synthetic:
+        node.SetAttribute(SYNTHETIC_ATTRIBUTE, "1")
+    if is_synthetic or description != _DESCRIPTION:
+        node.SetDescription(description)
     node.SetAttribute("DICOM.Modality", modality.upper())
 
 

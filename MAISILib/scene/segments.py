@@ -165,7 +165,9 @@ def _place(layer: _Layer, to_target: np.ndarray, target: Grid, notes: list[str])
     if off_grid or abs(np.linalg.det(turn)) != 1:
         notes.append("The segmentation lies on other voxels than the reference; it was sampled by nearest neighbour.")
     if off_grid or (turn != np.eye(3)).any():  # axes in another order or direction: nearest neighbour is exact
-        return nearest(ranks, source, target)
+        placed = nearest(ranks, source, target)
+        notes += _loss_notes(ranks, source, placed, target)
+        return placed
     shift = shift.astype(int)
     placed = np.zeros(target.shape, np.uint16)
     first = np.maximum(-shift, 0)
@@ -174,7 +176,29 @@ def _place(layer: _Layer, to_target: np.ndarray, target: Grid, notes: list[str])
         here = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
         there = tuple(slice(a + s, b + s) for a, b, s in zip(first, last, shift, strict=True))
         placed[here] = ranks[there]
+    notes += _loss_notes(ranks, source, placed, target)
     return placed
+
+
+def _loss_notes(ranks: np.ndarray, source: Grid, placed: np.ndarray, target: Grid) -> list[str]:
+    """Says how much of a layer lies outside the target grid, if any does."""
+    spans = [np.flatnonzero(ranks.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    if not len(spans[0]):
+        return []
+    corners = np.array([[*corner, 1.0] for corner in itertools.product(*((s[0], s[-1]) for s in spans))])
+    inside = np.linalg.solve(target.affine, source.affine @ corners.T)[:3].T
+    if ((inside > -0.5 - _ALIGNED) & (inside < np.asarray(target.shape) - 0.5 + _ALIGNED)).all():
+        return []
+    before, after = (
+        np.count_nonzero(array) * abs(float(np.linalg.det(grid.affine[:3, :3]))) / 1000
+        for array, grid in ((ranks, source), (placed, target))
+    )
+    if before - after < 0.001 * before:  # a corner of the box is outside, but nothing that was drawn
+        return []
+    lost = before - after
+    return [
+        f"{lost:.3g} mL ({100 * lost / before:.0f} %) of the segmentation lie outside the reference and were left out."
+    ]
 
 
 def _grid_of_image(image: Any, to_target: np.ndarray) -> Grid:

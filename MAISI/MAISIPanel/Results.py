@@ -1,0 +1,307 @@
+"""The images that were made or loaded, as the scene keeps them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from MAISILib.errors import FileFormatError, MaskError
+
+#: On the volume node of each result. Nodes keep everything, so that a saved scene brings the results back.
+_RESULT = "MAISI.Result"
+_NOTES = "MAISI.Notes"
+_MASK_DIGEST = "MAISI.MaskDigest"
+
+
+class ResultEntry:
+    """One result, by its volume node.
+
+    Args:
+        volumeNode: A vtkMRMLScalarVolumeNode that MAISI has put into the scene.
+    """
+
+    def __init__(self, volumeNode: Any) -> None:
+        self.volumeNode = volumeNode
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ResultEntry) and other.volumeNode is self.volumeNode
+
+    def __hash__(self) -> int:
+        return hash(self.volumeNode.GetID())
+
+    @property
+    def segmentationNode(self) -> Any:
+        """Its segmentation node; None where it has none, or it was deleted."""
+        return self.volumeNode.GetNodeReference("MAISI.Mask")
+
+    @property
+    def name(self) -> str:
+        """The volume's name."""
+        return self.volumeNode.GetName()
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """How it was made; empty for loaded images without it."""
+        try:
+            provenance = json.loads(self.volumeNode.GetAttribute("MAISI.Provenance") or "{}")
+        except ValueError:
+            return {}
+        return provenance if isinstance(provenance, dict) else {}
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of the request that made it."""
+        seed = _at(self.provenance, "request", "seed")
+        return seed if isinstance(seed, int) else None
+
+    @property
+    def bundle(self) -> str:
+        """Name of the bundle that made it; empty where unknown."""
+        return str(_at(self.provenance, "bundle", "name") or "")
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether the HU check passed; None where nothing was checked."""
+        passed = _at(self.provenance, "quality", "passed")
+        return passed if isinstance(passed, bool) and _at(self.provenance, "quality", "organs") else None
+
+    @property
+    def verdict(self) -> str:
+        """The HU check in one line."""
+        organs = _at(self.provenance, "quality", "organs")
+        if not isinstance(organs, list) or not organs:
+            return "not checked"
+        failed = [str(_at(each, "organ")) for each in organs if not _at(each, "passed")]
+        return f"outside the expected HU: {', '.join(failed)}" if failed else f"passed ({len(organs)} organs)"
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it took to make."""
+        seconds = self.provenance.get("seconds")
+        return float(sum(seconds.values())) if isinstance(seconds, dict) else None
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of it, such as what was changed in the segmentation."""
+        return json.loads(self.volumeNode.GetAttribute(_NOTES) or "[]")
+
+    def keep(self, notes: list[str]) -> None:
+        """Marks the volume as a result, with what the user should know of it."""
+        self.volumeNode.SetAttribute(_RESULT, "1")
+        self.volumeNode.SetAttribute(_NOTES, json.dumps(notes, ensure_ascii=False))
+        if _at(self.provenance, "mask_source", "kind") == "file":
+            mask, _ = self._mask()
+            self.volumeNode.SetAttribute(_MASK_DIGEST, _digest(mask.array))
+
+    def writeReplay(self, folder: Path) -> tuple[Path, str]:
+        """Writes what the engine needs to make it again.
+
+        A segmentation of the user was only lent to the engine; it is written again from the result's own segmentation.
+
+        Args:
+            folder: Where to.
+
+        Returns:
+            The provenance file, and the name or folder of the bundle.
+
+        Raises:
+            FileFormatError: It was not made by MAISI.
+            MaskError: Its segmentation was deleted or edited.
+            OutputError: The files cannot be written.
+        """
+        from MAISILib.files.atomic import write_text
+
+        provenance = self.provenance
+        if not self.bundle:
+            raise FileFormatError(
+                f"'{self.name}' was loaded without its provenance; only generated images can be replayed."
+            )
+        if _at(provenance, "mask_source", "kind") == "file":
+            source = self._writeMask(folder / "replay-mask.nrrd")
+            request = {**provenance["request"], "mask_ct": None}
+            provenance = {**provenance, "mask_source": source, "request": request}
+        path = folder / "provenance.json"
+        write_text(path, json.dumps(provenance, ensure_ascii=False))
+        return path, self.bundle
+
+    def _writeMask(self, path: Path) -> dict[str, Any]:
+        from MAISILib.scene.storage import write_volume_file
+
+        if self.segmentationNode is None:
+            raise MaskError(f"The segmentation of '{self.name}' was deleted; it is needed to replay the image.")
+        mask, _ = self._mask()
+        if _digest(mask.array) != self.volumeNode.GetAttribute(_MASK_DIGEST):
+            raise MaskError(
+                f"The segmentation '{self.segmentationNode.GetName()}' was edited since '{self.name}' was made for it. "
+                "Generate an image for it instead of replaying."
+            )
+        write_volume_file(mask.array, mask.affine, path, is_compressed=False)
+        return {"kind": "file", "path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "notes": []}
+
+    def _mask(self) -> tuple[Any, Any]:
+        """Its label map on its own grid, and the label table."""
+        from MAISILib.scene import read_mask
+        from MAISILib.scene.label_tables import table_of_result
+
+        table = table_of_result(None, self.provenance)
+        return read_mask(self.segmentationNode, table, self.volumeNode), table
+
+    def save(self, folder: Path) -> list[Path]:
+        """Writes it as a result folder, which `MAISILogic.loadResult` reads: image, mask, label table, provenance.
+
+        Args:
+            folder: To make; an earlier result there is replaced, other files are not.
+
+        Returns:
+            The files.
+
+        Raises:
+            OutputError: The folder cannot be written.
+            MaskError: A segment that was added has no label.
+        """
+        from MAISILib.files.atomic import atomic_folder, write_text
+        from MAISILib.scene.geometry import array_of, grid_of
+        from MAISILib.scene.storage import write_volume_file
+
+        with atomic_folder(folder, replaces="image.nii.gz") as staging:
+            affine = grid_of(self.volumeNode).affine
+            write_volume_file(array_of(self.volumeNode.GetImageData()), affine, staging / "image.nii.gz")
+            if self.segmentationNode is not None:
+                mask, table = self._mask()
+                write_volume_file(mask.array, affine, staging / "mask.nii.gz")
+                table.write(staging / "labels.csv")
+            if self.provenance:
+                text = json.dumps(self.provenance, indent=2, ensure_ascii=False) + "\n"
+                write_text(staging / "provenance.json", text)
+        return sorted(folder.iterdir())
+
+
+class ResultList:
+    """All results of a scene, oldest first.
+
+    Args:
+        scene: A vtkMRMLScene.
+        replay: Makes the image of a volume node again; callbacks as for `MAISILogic.generateAsync`.
+    """
+
+    def __init__(self, scene: Any, replay: Callable[..., Any]) -> None:
+        self._scene, self._replay = scene, replay
+
+    @property
+    def entries(self) -> list[ResultEntry]:
+        """The results whose volume is in the scene."""
+        nodes = self._scene.GetNodesByClass("vtkMRMLScalarVolumeNode")
+        nodes.UnRegister(None)
+        each = (nodes.GetItemAsObject(number) for number in range(nodes.GetNumberOfItems()))
+        return [ResultEntry(node) for node in each if node.GetAttribute(_RESULT)]
+
+    def entry(self, volumeNode: Any) -> ResultEntry | None:
+        """The result of a volume node; None where it is none."""
+        return ResultEntry(volumeNode) if volumeNode is not None and volumeNode.GetAttribute(_RESULT) else None
+
+    def show(self, entry: ResultEntry) -> None:
+        """Shows a result in the slice views, and hides the segmentations of the others."""
+        for other in self.entries:
+            if other.segmentationNode is not None and other.segmentationNode.GetDisplayNode() is not None:
+                other.segmentationNode.GetDisplayNode().SetVisibility(other == entry)
+        for composite in self._composites():
+            composite.SetBackgroundVolumeID(entry.volumeNode.GetID())
+            composite.SetForegroundVolumeID(None)
+        _fitSlices()
+
+    def compare(self, first: Any, second: Any) -> str:
+        """Shows two results side by side, linked, and says how far their voxels differ.
+
+        Args:
+            first: A `ResultEntry`, or its volume node.
+            second: Another one.
+
+        Returns:
+            One line for people.
+        """
+        import slicer
+
+        one, other = (each if isinstance(each, ResultEntry) else ResultEntry(each) for each in (first, second))
+        layout = self._scene.GetFirstNodeByClass("vtkMRMLLayoutNode")
+        if layout is not None:
+            layout.SetViewArrangement(slicer.vtkMRMLLayoutNode.SlicerLayoutSideBySideView)
+        for composite, entry in zip(self._composites(), (one, other), strict=False):
+            composite.SetLinkedControl(True)
+            composite.SetBackgroundVolumeID(entry.volumeNode.GetID())
+            composite.SetForegroundVolumeID(None)
+        for entry in (one, other):
+            if entry.segmentationNode is not None and entry.segmentationNode.GetDisplayNode() is not None:
+                entry.segmentationNode.GetDisplayNode().SetVisibility(True)
+        _fitSlices()
+        return _difference(one, other)
+
+    def replay(self, entry: ResultEntry, **callbacks: Any) -> Any:
+        """Makes a result again; arguments and return value as for `MAISILogic.replayAsync`."""
+        return self._replay(entry.volumeNode, **callbacks)
+
+    def save(self, entry: ResultEntry, folder: str | Path) -> list[Path]:
+        """Writes a result as a folder; see `ResultEntry.save`."""
+        return entry.save(Path(folder))
+
+    def chart(self, entry: ResultEntry) -> Any:
+        """The per-organ HU table and chart of a result, made when first asked for.
+
+        Returns:
+            The vtkMRMLPlotChartNode.
+
+        Raises:
+            MaskError: It has no segmentation to measure.
+        """
+        from MAISILib.scene.charts import show_hu_chart
+
+        return show_hu_chart(self._scene, entry.volumeNode, entry.segmentationNode).chart
+
+    def delete(self, entry: ResultEntry) -> None:
+        """Removes a result from the scene, with its segmentation, table, chart and folder."""
+        from MAISILib.scene.results import remove_result
+
+        remove_result(self._scene, entry.volumeNode)
+
+    def _composites(self) -> list[Any]:
+        nodes = self._scene.GetNodesByClass("vtkMRMLSliceCompositeNode")
+        nodes.UnRegister(None)
+        return [nodes.GetItemAsObject(number) for number in range(nodes.GetNumberOfItems())]
+
+
+def _fitSlices() -> None:
+    """Zooms the slice views to their images; only the application can."""
+    import slicer
+
+    application: Any = getattr(slicer, "app", None)
+    if hasattr(application, "applicationLogic"):
+        application.applicationLogic().FitSliceToAll()
+
+
+def _difference(one: ResultEntry, other: ResultEntry) -> str:
+    from MAISILib.scene.geometry import array_of, grid_of
+
+    if not grid_of(one.volumeNode).same_as(grid_of(other.volumeNode)):
+        return "The images have different grids."
+    arrays = [array_of(each.volumeNode.GetImageData()) for each in (one, other)]
+    differing = int(np.count_nonzero(arrays[0] != arrays[1]))
+    if not differing:
+        return "The images have identical voxels."
+    gap = np.abs(np.subtract(arrays[0], arrays[1], dtype=np.float32))
+    share = 100 * differing / arrays[0].size
+    return f"{share:.3g} % of the voxels differ, by {gap.mean():.3g} on average and {gap.max():.3g} at most."
+
+
+def _at(tree: Any, *keys: str) -> Any:
+    """What lies deep in a provenance, which may come from elsewhere; None where it does not have that."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.blake2b(array.tobytes("A"), digest_size=16).hexdigest()

@@ -1,0 +1,169 @@
+"""How bright each organ of an image is, against what is expected: a table node and a plot chart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from MAISILib.anatomy.labels import LabelTable
+from MAISILib.errors import MaskError
+from MAISILib.scene.geometry import array_of
+from MAISILib.scene.label_tables import table_of_result
+from MAISILib.scene.mrml import slicer, vtk
+from MAISILib.scene.nodes import CHART_REFERENCE, PROVENANCE_ATTRIBUTE
+from MAISILib.scene.segments import read_mask
+
+#: A median of fewer voxels says little.
+_MINIMUM_VOXELS = 10
+_MEDIAN, _LOW, _HIGH = "median HU", "expected from", "expected to"
+_BLUE, _GREY = (0.12, 0.47, 0.71), (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class OrganRow:
+    """One row: an organ or a group of them, its voxels, its median, and the expected range where one is known (HU)."""
+
+    organ: str
+    voxels: int
+    median: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """``passed``, ``too dark``, ``too bright``, or empty where nothing is expected."""
+        if self.low is None or self.high is None:
+            return ""
+        return "too dark" if self.median < self.low else "too bright" if self.median > self.high else "passed"
+
+
+class HuChart(NamedTuple):
+    """The vtkMRMLTableNode and the vtkMRMLPlotChartNode."""
+
+    table: Any
+    chart: Any
+
+
+def show_hu_chart(scene: Any, volume: Any, segmentation: Any) -> HuChart:
+    """Adds the brightness of each organ to a scene, as a table and as a chart; once for each image.
+
+    What was checked when the image was made stands in its provenance, with the expected ranges. An image without is
+    measured by its segmentation, label by label.
+
+    Args:
+        scene: A vtkMRMLScene.
+        volume: Volume node of an image.
+        segmentation: Its segmentation node; may be None where the provenance has the figures.
+
+    Raises:
+        MaskError: There is nothing to measure.
+    """
+    made = [volume.GetNthNodeReference(CHART_REFERENCE, number) for number in range(2)]
+    if all(node is not None for node in made):
+        return HuChart(*made)
+    provenance = json.loads(volume.GetAttribute(PROVENANCE_ATTRIBUTE) or "{}")
+    rows = rows_of_provenance(provenance) or measured_rows(volume, segmentation, table_of_result(None, provenance))
+    if not rows:
+        raise MaskError(f"'{volume.GetName()}' has no organs to measure.")
+    table = _table(scene, rows, f"{volume.GetName()} HU table")
+    chart, series = _chart(scene, rows, table, f"{volume.GetName()} HU")
+    for node in (table, chart, *series):
+        volume.AddNodeReferenceID(CHART_REFERENCE, node.GetID())
+    return HuChart(table, chart)
+
+
+def rows_of_provenance(provenance: Mapping[str, Any]) -> list[OrganRow]:
+    """The organs that were checked when a sample was made; empty where none were."""
+    quality = provenance.get("quality")
+    organs = quality.get("organs") if isinstance(quality, Mapping) else None
+    rows = []
+    for organ in organs if isinstance(organs, list) else []:
+        try:
+            if organ["median_hu"] is not None:
+                figures = (float(organ[name]) for name in ("median_hu", "low", "high"))
+                rows.append(OrganRow(str(organ["organ"]), int(organ["voxels"]), *figures))
+        except (KeyError, TypeError, ValueError):
+            continue
+    return rows
+
+
+def measured_rows(volume: Any, segmentation: Any, table: LabelTable) -> list[OrganRow]:
+    """The median of each label of a segmentation.
+
+    Args:
+        volume: Volume node.
+        segmentation: Segmentation node, on any grid; None gives no rows.
+        table: The labels to read it as.
+
+    Raises:
+        MaskError: A segment has no label in the table.
+    """
+    if segmentation is None:
+        return []
+    image, mask = array_of(volume.GetImageData()), read_mask(segmentation, table, volume)
+    rows = []
+    for value in mask.labels:
+        inside = image[mask.array == value]
+        if inside.size >= _MINIMUM_VOXELS:
+            name = table[value].name if value in table else f"label {value}"
+            rows.append(OrganRow(name, int(inside.size), float(np.median(inside))))
+    return rows
+
+
+def _table(scene: Any, rows: Sequence[OrganRow], name: str) -> Any:
+    columns: list[tuple[str, Any, list[Any]]] = [
+        ("organ", vtk.vtkStringArray, [row.organ for row in rows]),
+        ("number", vtk.vtkDoubleArray, list(range(1, len(rows) + 1))),
+        ("voxels", vtk.vtkDoubleArray, [row.voxels for row in rows]),
+        (_MEDIAN, vtk.vtkDoubleArray, [row.median for row in rows]),
+    ]
+    if any(row.low is not None for row in rows):
+        columns += [
+            (_LOW, vtk.vtkDoubleArray, [row.low for row in rows]),
+            (_HIGH, vtk.vtkDoubleArray, [row.high for row in rows]),
+            ("verdict", vtk.vtkStringArray, [row.verdict for row in rows]),
+        ]
+    node = slicer.vtkMRMLTableNode()
+    node.SetName(name)
+    for title, kind, values in columns:
+        array = kind()
+        array.SetName(title)
+        for value in values:
+            array.InsertNextValue(float("nan") if value is None else value)
+        node.AddColumn(array)
+    return scene.AddNode(node)
+
+
+def _chart(scene: Any, rows: Sequence[OrganRow], table: Any, name: str) -> tuple[Any, list[Any]]:
+    """The chart and its series: markers above one another for each organ, in the order of the table."""
+    wanted = [(_MEDIAN, _BLUE, slicer.vtkMRMLPlotSeriesNode.MarkerStyleCircle)]
+    if any(row.low is not None for row in rows):
+        dash = slicer.vtkMRMLPlotSeriesNode.MarkerStyleCross
+        wanted += [(_LOW, _GREY, dash), (_HIGH, _GREY, dash)]
+    chart = slicer.vtkMRMLPlotChartNode()
+    chart.SetName(name)
+    chart.SetTitle(name)
+    chart.SetXAxisTitle("organ (number in the table)")
+    chart.SetYAxisTitle("HU")
+    chart = scene.AddNode(chart)
+    series = []
+    for column, color, marker in wanted:
+        node = slicer.vtkMRMLPlotSeriesNode()
+        node.SetName(column)
+        node.SetAndObserveTableNodeID(table.GetID())
+        node.SetXColumnName("number")
+        node.SetYColumnName(column)
+        node.SetLabelColumnName("organ")
+        node.SetPlotType(slicer.vtkMRMLPlotSeriesNode.PlotTypeScatter)
+        node.SetLineStyle(slicer.vtkMRMLPlotSeriesNode.LineStyleNone)
+        node.SetMarkerStyle(marker)
+        node.SetMarkerSize(9)
+        node.SetColor(*color)
+        node = scene.AddNode(node)
+        chart.AddAndObservePlotSeriesNodeID(node.GetID())
+        series.append(node)
+    return chart, series

@@ -1,0 +1,61 @@
+"""The label table of a bundle or of a result, read without what only the engine's own Python has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from MAISILib.anatomy.labels import LabelTable, default_table
+from MAISILib.errors import BundleError, FileFormatError
+from MAISILib.resources import resources_folder
+
+_MANIFEST = "bundle.json"
+#: A saved result carries its table, so that it can be read where its bundle is not.
+TABLE_NAME = "labels.csv"
+
+
+def table_of_bundle(folder: Path) -> LabelTable:
+    """The labels that a bundle knows.
+
+    Args:
+        folder: The bundle's folder.
+
+    Raises:
+        BundleError: The folder holds no bundle.
+        FileFormatError: Its table cannot be read.
+    """
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        name = manifest.get("labels")
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
+        raise BundleError(
+            f"{folder} is no model bundle: {_MANIFEST} is missing or damaged. Import it again."
+        ) from error
+    return default_table() if name is None else LabelTable.read(folder / str(name), base=default_table())
+
+
+def table_of_result(folder: Path | None, provenance: Mapping[str, Any]) -> LabelTable:
+    """The labels of a result: its own table, else its bundle's, else the one of an embedded bundle of that name.
+
+    Args:
+        folder: Where the result lies, if it does.
+        provenance: How it was made; may be empty.
+
+    Returns:
+        The table; that of the public models where none of these is there.
+    """
+    if folder is not None and (folder / TABLE_NAME).is_file():
+        return LabelTable.read(folder / TABLE_NAME, base=default_table())
+    bundle = provenance.get("bundle")
+    bundle = bundle if isinstance(bundle, Mapping) else {}
+    places = [Path(str(bundle["folder"]))] if bundle.get("folder") else []
+    if bundle.get("name"):
+        places.append(resources_folder() / "bundles" / str(bundle["name"]))
+    for place in places:
+        try:
+            return table_of_bundle(place)
+        except (BundleError, FileFormatError):
+            continue
+    return default_table()

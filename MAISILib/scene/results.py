@@ -1,0 +1,298 @@
+"""Results and other images with their label maps: from files into the scene, in steps.
+
+A large volume takes seconds to get there. Every function here that ends in ``_steps`` is a generator: it stops after
+each step, with words for what comes next, so that the caller can let the application work in between; `run` walks
+through at once. Files are read by Slicer's own storage nodes, and temporary ones are removed when the generator ends,
+also by its ``close()``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Generator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from MAISILib.anatomy.labels import LabelTable
+from MAISILib.errors import FileFormatError
+from MAISILib.files.atomic import output_error
+from MAISILib.files.labels import as_labels
+from MAISILib.scene.geometry import array_of, grid_of
+from MAISILib.scene.label_tables import table_of_result
+from MAISILib.scene.mrml import slicer
+from MAISILib.scene.nodes import CHART_REFERENCE, MASK_REFERENCE, show, show_mask
+from MAISILib.scene.storage import read_volume_file, unpacked
+from MAISILib.volumes import Grid, LabelMap, Volume
+
+IMAGE_NAME, MASK_NAME, PROVENANCE_NAME = "image.nii.gz", "mask.nii.gz", "provenance.json"
+_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+#: What the name of a label map has more than the name of its image.
+_MASK_ENDING = re.compile(r"[-_. ](mask|seg|segmentation|label|labels|labelmap)$", re.IGNORECASE)
+#: An image with values below this is a CT in HU: MR has none, and the air around a patient has −1000 HU.
+_LOWEST_MR = -200
+
+
+class Shown(NamedTuple):
+    """What came into the scene: the volume node, the segmentation node (None without a mask), and notes."""
+
+    volume: Any
+    segmentation: Any
+    notes: tuple[str, ...]
+
+
+Steps = Generator[str, None, Shown]
+
+
+class _Look(NamedTuple):
+    """How nodes are named and described."""
+
+    name: str
+    modality: str | None
+    provenance: Mapping[str, Any] | None
+
+
+def run(steps: Steps) -> Shown:
+    """Takes all steps at once."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def result_steps(
+    scene: Any, folder: Path, *, name: str = "", suffix: str = "", grid: Grid | None = None, **_: Any
+) -> Steps:
+    """Puts a result folder (``image.nii.gz``, ``mask.nii.gz``, ``provenance.json``) into a scene.
+
+    Args:
+        scene: A vtkMRMLScene.
+        folder: The folder.
+        name: Of the nodes; made of bundle and seed where not given.
+        suffix: Appended to the name.
+        grid: Where the voxels lie, if that is known better than a NIfTI header tells, which has 32 bits only: ignored
+            where it differs by more than rounding.
+
+    Raises:
+        FileFormatError: The folder holds no result, or a file is damaged.
+        MaskError: The mask holds no labels.
+    """
+    provenance = _read_provenance(folder)
+    table = table_of_result(folder, provenance)
+    settings = provenance.get("settings")
+    modality = str(settings.get("modality") or "CT") if isinstance(settings, Mapping) else None
+    mask = folder / MASK_NAME
+    look = _Look((name or _name_of(provenance, folder)) + suffix, modality, provenance or None)
+    return (yield from _steps(scene, folder / IMAGE_NAME, mask if mask.is_file() else None, table, look, grid))
+
+
+def pair_steps(scene: Any, image: Path, mask: Path | None, *, table: LabelTable | None = None) -> Steps:
+    """Puts an image and its label map into a scene. The nodes are not marked as synthetic.
+
+    Args:
+        scene: A vtkMRMLScene.
+        image: Any volume file that Slicer reads.
+        mask: A label map, or a segmentation (``.seg.nrrd``), on any grid; None for an image alone.
+        table: What the labels mean; the labels of the public models where not given.
+
+    Raises:
+        FileFormatError: A file is missing or cannot be read.
+        MaskError: The label map holds other values than labels.
+    """
+    table = table or table_of_result(image.parent, {})
+    return (yield from _steps(scene, image, mask, table, _Look(_stem(image), None, None), None))
+
+
+def find_results(path: Path) -> list[Callable[..., Steps]]:
+    """What a user may mean by a path, each as a function ``(scene, table=…)`` that gives the steps.
+
+    Args:
+        path: A result folder or a file in it, an image, or a folder with results or with images and label maps
+            (``case.nii.gz`` with ``case_mask.nii.gz``, ``-seg``, ``_label`` …).
+
+    Raises:
+        FileFormatError: There is nothing of that kind.
+    """
+    folder = path if path.is_dir() else path.parent
+    is_result_file = path.name in (IMAGE_NAME, MASK_NAME, PROVENANCE_NAME) and (folder / IMAGE_NAME).is_file()
+    if path.is_dir() or is_result_file:
+        results = sorted(each.parent for each in (*folder.glob(IMAGE_NAME), *folder.glob(f"*/{IMAGE_NAME}")))
+        if is_result_file or folder in results:
+            results = [folder]
+        found: list[Callable[..., Steps]] = [partial(_result_at, folder=each) for each in results]
+        found = found or [partial(_pair_at, image=image, mask=mask) for image, mask in _pairs_in(folder)]
+    else:
+        found = [partial(_pair_at, image=path, mask=None)] if path.is_file() else []
+    if not found:
+        raise FileFormatError(
+            f"{path} holds no results. Choose the folder of a sample ({IMAGE_NAME}, {PROVENANCE_NAME}), a folder with "
+            "such folders, or one with images and label maps of the same name (case.nii.gz, case_mask.nii.gz)."
+        )
+    return found
+
+
+def remove_result(scene: Any, volume: Any) -> None:
+    """Removes an image with its segmentation, table and chart from a scene, and their folder if it is empty then."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    folder = _folder_of(scene, volume)
+    owned = [
+        volume.GetNthNodeReference(role, number)
+        for role in (MASK_REFERENCE, CHART_REFERENCE)
+        for number in range(volume.GetNumberOfNodeReferences(role))
+    ]
+    for node in (*owned, volume):
+        if node is not None and node.GetScene() is not None:
+            _remove_node(scene, node)
+    if folder and folder != hierarchy.GetSceneItemID() and not hierarchy.GetNumberOfItemChildren(folder):
+        hierarchy.RemoveItem(folder)
+
+
+def _remove_node(scene: Any, node: Any) -> None:
+    """Removes a node with its display and storage nodes, which would stay behind."""
+    parts: list[Any] = []
+    if node.IsA("vtkMRMLDisplayableNode"):
+        parts += [node.GetNthDisplayNode(number) for number in range(node.GetNumberOfDisplayNodes())]
+    if node.IsA("vtkMRMLStorableNode"):
+        parts.append(node.GetStorageNode())
+    for each in (node, *parts):
+        if each is not None and each.GetScene() is not None:
+            scene.RemoveNode(each)
+
+
+def _result_at(scene: Any, folder: Path, **_: Any) -> Steps:
+    return result_steps(scene, folder)
+
+
+def _pair_at(scene: Any, image: Path, mask: Path | None, table: LabelTable | None = None) -> Steps:
+    return pair_steps(scene, image, mask, table=table)
+
+
+def _steps(scene: Any, image: Path, mask: Path | None, table: LabelTable, look: _Look, grid: Grid | None) -> Steps:
+    is_segmentation = mask is not None and mask.name.lower().endswith(".seg.nrrd")
+    with _temporary_folder() as temporary:
+        volume = yield from _read_steps(image, Path(temporary), "image")
+        labels = None
+        if mask is not None and not is_segmentation:
+            labels = yield from _read_steps(mask, Path(temporary), "segmentation")
+    array, affine = array_of(volume.GetImageData()), grid_of(volume).affine
+    if grid is not None and grid.same_as(Grid(array.shape, affine)):  # type: ignore[arg-type]
+        affine = grid.affine
+    modality = look.modality or ("CT" if array.min() < _LOWEST_MR else "MR")
+    units = "HU" if modality.upper().startswith("CT") else "arbitrary"
+    yield "showing the image"
+    node, _ = show(
+        scene,
+        Volume(array, affine, units),
+        None,
+        look.name,
+        modality=modality,
+        provenance=look.provenance,
+        is_synthetic=look.provenance is not None,
+    )
+    if mask is None:
+        return Shown(node, None, ())
+    yield "showing the segmentation"
+    notes: tuple[str, ...] = ()
+    if labels is None:
+        segmentation = _read_segmentation(scene, mask, f"{look.name} mask", node)
+    else:
+        advice = f"Renumber them with the labels of table '{table.name}'."
+        values, notes = as_labels(array_of(labels.GetImageData()), mask, advice)
+        own = grid_of(labels)
+        is_aligned = own.same_as(Grid(array.shape, affine))  # type: ignore[arg-type]
+        label_map = LabelMap(values, affine if is_aligned else own.affine, table, mask.name)
+        segmentation = show_mask(
+            scene,
+            label_map,
+            f"{look.name} mask",
+            reference=node if node.GetScene() is not None else None,
+            folder=_folder_of(scene, node),
+            is_synthetic=look.provenance is not None,
+        )
+    if node.GetScene() is not None:  # else it was deleted in between
+        node.SetNodeReferenceID(MASK_REFERENCE, segmentation.GetID())
+    return Shown(node, segmentation, notes)
+
+
+def _read_steps(path: Path, temporary: Path, what: str) -> Generator[str, None, Any]:
+    unpacking = unpacked(path, temporary)
+    while True:
+        yield f"reading the {what}"
+        try:
+            next(unpacking)
+        except StopIteration as end:
+            return read_volume_file(end.value)
+
+
+def _temporary_folder() -> Any:
+    try:
+        return tempfile.TemporaryDirectory(prefix="maisi-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise output_error(Path(tempfile.gettempdir()), error) from error
+
+
+def _read_segmentation(scene: Any, path: Path, name: str, reference: Any) -> Any:
+    node, storage = slicer.vtkMRMLSegmentationNode(), slicer.vtkMRMLSegmentationStorageNode()
+    node.SetName(name)
+    storage.SetFileName(str(path))
+    if not storage.ReadData(node) or node.GetSegmentation().GetNumberOfSegments() == 0:
+        raise FileFormatError(f"{path} cannot be read as a segmentation. Load it in Slicer to see why.")
+    scene.AddNode(node)
+    node.CreateDefaultDisplayNodes()
+    hierarchy, folder = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene), _folder_of(scene, reference)
+    if folder is not None:
+        item = hierarchy.GetItemByDataNode(node)
+        hierarchy.SetItemParent(item, folder) if item else hierarchy.CreateItem(folder, node)
+    return node
+
+
+def _folder_of(scene: Any, node: Any) -> int | None:
+    """The subject hierarchy folder of a node; None where the node is no longer in the scene."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    item = hierarchy.GetItemByDataNode(node)
+    return hierarchy.GetItemParent(item) if item else None
+
+
+def _read_provenance(folder: Path) -> dict[str, Any]:
+    path = folder / PROVENANCE_NAME
+    if not path.is_file():
+        return {}
+    try:
+        provenance = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileFormatError(f"{path} cannot be read ({error}). Remove it to load the image without it.") from error
+    if not isinstance(provenance, dict):
+        raise FileFormatError(f"{path} is no provenance of a sample. Remove it to load the image without it.")
+    return provenance
+
+
+def _name_of(provenance: Mapping[str, Any], folder: Path) -> str:
+    try:
+        name = f"{provenance['bundle']['name']} seed {provenance['request']['seed']}"
+        index = int(provenance["sample"]["index"])
+    except (KeyError, TypeError, ValueError):
+        return folder.name
+    return f"{name} #{index + 1}" if index else name
+
+
+def _stem(path: Path) -> str:
+    suffix = next((each for each in sorted(_SUFFIXES, key=len, reverse=True) if path.name.lower().endswith(each)), "")
+    return path.name[: len(path.name) - len(suffix)] if suffix else path.stem
+
+
+def _pairs_in(folder: Path) -> list[tuple[Path, Path | None]]:
+    """Images of a folder, each with the label map that is named after it."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name.lower().endswith(_SUFFIXES))
+    masks: dict[str, Path] = {}
+    images: dict[str, Path] = {}
+    for path in files:
+        stem = _stem(path)
+        plain = _MASK_ENDING.sub("", stem)
+        if plain != stem:
+            masks.setdefault(plain, path)
+        else:
+            images.setdefault(stem, path)
+    return [(image, masks.get(stem)) for stem, image in images.items()]
