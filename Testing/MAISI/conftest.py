@@ -30,7 +30,7 @@ def app() -> Any:
 
 
 @pytest.fixture(autouse=True)
-def _no_uncaught_errors(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BaseException]]:
+def uncaught_errors(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BaseException]]:
     """An error in a slot or an observer is printed and forgotten by Slicer; here it fails the test."""
     uncaught: list[BaseException] = []
     usual = sys.excepthook

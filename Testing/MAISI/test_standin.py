@@ -162,13 +162,13 @@ def test_a_process_tells_its_output_and_its_end(qt: Any, waitUntil: Callable[...
 
 
 def test_an_error_in_a_slot_is_noticed(
-    qt: Any, _no_uncaught_errors: list[BaseException], capsys: pytest.CaptureFixture[str]
+    qt: Any, uncaught_errors: list[BaseException], capsys: pytest.CaptureFixture[str]
 ) -> None:
     button = qt.QPushButton()
     button.connect("clicked()", lambda: [][0])
     button.click()
-    assert [type(error) for error in _no_uncaught_errors] == [IndexError]
-    _no_uncaught_errors.clear()
+    assert [type(error) for error in uncaught_errors] == [IndexError]
+    uncaught_errors.clear()
 
 
 def test_messages_are_kept_and_questions_answered(slicer: Any, dialogs: Any) -> None:
@@ -242,7 +242,9 @@ def test_a_collapsed_section_is_as_high_as_its_button(small: Any, app: Any) -> N
 
 def test_an_effect_is_activated_with_its_parameters(slicer: Any, tmp_path: Path) -> None:
     (tmp_path / "SegmentEditorEffect.py").write_text(EFFECT, encoding="utf-8")
-    effect = importlib.import_module("qSlicerSegmentationsEditorEffectsPythonQt").qSlicerSegmentEditorScriptedEffect(None)
+    effect = importlib.import_module("qSlicerSegmentationsEditorEffectsPythonQt").qSlicerSegmentEditorScriptedEffect(
+        None
+    )
     effect.setPythonSource((tmp_path / "SegmentEditorEffect.py").as_posix())
     effect.self().register()
     try:
@@ -254,7 +256,7 @@ def test_an_effect_is_activated_with_its_parameters(slicer: Any, tmp_path: Path)
         active = editor.activeEffect()
         assert active.parameterSetNode().GetSegmentationNode() is segmentation
         active.setParameter("steps", 5)
-        editor.destroy()
+        editor.discard()
         assert active.self().log == ["activate", 3, 5, "deactivate", "cleanup"]
     finally:
         slicer.qSlicerSegmentEditorEffectFactory.instance().effects.clear()

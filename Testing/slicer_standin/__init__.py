@@ -1,10 +1,12 @@
 """A stand-in for the Slicer application, for tests of its modules without Slicer.
 
-Slicer's scene and logics are the real ones (slicer-core), the widgets are real ones of Qt (PySide6), and the rest is written here, one
-file for each part; each file says what it stands in for and what it cannot tell. A test that passes here says that the
-logic is right and that the panel is wired. It does not say that the module works in Slicer: for that, Slicer runs the module's own test.
+Slicer's scene and logics are the real ones (slicer-core), the widgets are real ones of Qt (PySide6), and the rest is
+written here, one file for each part; each file says what it stands in for and what it cannot tell. A test that passes
+here says that the logic is right and that the panel is wired. It does not say that the module works in Slicer; for
+that, Slicer runs the module's own test.
 
-``install()`` makes ``import qt, ctk, slicer`` work as in Slicer, for the whole process. ``loadModule(path)`` loads a scripted module.
+``install()`` makes ``import qt, ctk, slicer`` work as in Slicer, for the whole process. ``loadModule(path)`` loads a
+scripted module.
 """
 
 from __future__ import annotations
@@ -77,7 +79,8 @@ def loadModule(path: Path | str, enter: bool = True) -> Any:
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None, path
+    assert spec, path
+    assert spec.loader, path
     python = importlib.util.module_from_spec(spec)
     sys.modules[name] = python
     spec.loader.exec_module(python)

@@ -1,7 +1,8 @@
-"""``slicer.app`` and what hangs on it: the scene, the logics of Slicer's modules, layout, modules, settings, the main window.
+"""``slicer.app`` and what hangs on it: scene, logics of Slicer's modules, layout, modules, settings, main window.
 
-Stands in for: the calls of the panel on the application. The scene, its logics, the layout and its view nodes are Slicer's own code.
-Cannot tell: what is drawn in the views (there are none), reading and writing through Slicer's dialogs, command line modules.
+Stands in for: the calls of the panel on the application. The scene, its logics, the layout and its view nodes are
+Slicer's own code. Cannot tell: what is drawn in the views (there are none), reading and writing through Slicer's
+dialogs, command line modules.
 """
 
 from __future__ import annotations
@@ -35,8 +36,21 @@ class Module:
     """What PythonQt shows of a module. Like there, it has these attributes and takes no others."""
 
     __slots__ = (
-        "acknowledgementText", "associatedNodeTypes", "categories", "contributors", "dependencies", "helpText", "hidden", "icon",
-        "index", "name", "path", "title", "widgetRepresentationCreationEnabled", "_logic", "_representation",
+        "_logic",
+        "_representation",
+        "acknowledgementText",
+        "associatedNodeTypes",
+        "categories",
+        "contributors",
+        "dependencies",
+        "helpText",
+        "hidden",
+        "icon",
+        "index",
+        "name",
+        "path",
+        "title",
+        "widgetRepresentationCreationEnabled",
     )  # fmt: skip
 
     def __init__(self, name: str, path: str = "", logic: Any = None) -> None:

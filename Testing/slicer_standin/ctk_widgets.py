@@ -1,6 +1,6 @@
 """The module ``ctk``: the widgets of CTK that the panel uses, with the properties and signals of the real ones.
 
-Stands in for: names, values, limits and the signals of changes. Cannot tell: looks and sizes, keyboard and mouse handling,
+Stands in for: names, values, limits and the signals of changes. Cannot tell: looks and sizes, keyboard and mouse,
 default values beyond those written here, and everything of CTK that is not here.
 """
 
@@ -10,9 +10,11 @@ import types
 from typing import Any
 
 from PySide6 import QtCore, QtGui, QtWidgets
-from PySide6.QtCore import Property, Qt, Signal
+from PySide6.QtCore import Qt, Signal
 
 from Testing.slicer_standin.pythonqt import WIDGETS
+
+Property: Any = QtCore.Property  # its types do not know that a property may be read as an attribute
 
 
 def stored(kind: Any, name: str, default: Any, signal: str = "") -> Any:
@@ -40,7 +42,7 @@ class ctkCollapsibleButton(QtWidgets.QWidget):
     def __init__(self, text: Any = "", parent: Any = None) -> None:
         text, parent = ("", text) if isinstance(text, QtWidgets.QWidget) else (text, parent)
         super().__init__(parent)
-        self._button = QtWidgets.QToolButton(self)
+        self._button: Any = QtWidgets.QToolButton(self)
         self._button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
         self._button.setArrowType(Qt.ArrowType.DownArrow)
         self._button.setSizePolicy(QtWidgets.QSizePolicy.Policy.Ignored, QtWidgets.QSizePolicy.Policy.Fixed)
@@ -84,7 +86,8 @@ class ctkSliderWidget(QtWidgets.QWidget):
 
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
-        self._slider, self._box = QtWidgets.QSlider(Qt.Orientation.Horizontal, self), QtWidgets.QDoubleSpinBox(self)
+        self._slider: Any = QtWidgets.QSlider(Qt.Orientation.Horizontal, self)
+        self._box: Any = QtWidgets.QDoubleSpinBox(self)
         self._slider.setRange(0, 1000)
         layout = QtWidgets.QHBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -140,14 +143,15 @@ class ctkSearchBox(QtWidgets.QLineEdit):
 
 
 class ctkPathLineEdit(QtWidgets.QWidget):
-    """A path to type, or to choose behind a button. The filters are CTK's: Files 1, Dirs 2 (here as text in .ui files)."""
+    """A path to type, or to choose behind a button."""
 
     currentPathChanged = Signal(str)
     validInputChanged = Signal(bool)
 
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
-        self._line, button = QtWidgets.QLineEdit(self), QtWidgets.QToolButton(self)
+        self._line: Any = QtWidgets.QLineEdit(self)
+        button = QtWidgets.QToolButton(self)
         button.setText("…")
         layout = QtWidgets.QHBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)

@@ -1,7 +1,7 @@
-"""What the user would have been told and asked, recorded instead of shown, with answers that a test gives beforehand.
+"""What the user would have been told and asked: recorded instead of shown, with answers that a test gives beforehand.
 
-Stands in for: the message boxes of ``slicer.util``, file choosers, modal dialogs, opening a web page or a folder. A modal dialog that
-no test has an answer for fails at once instead of waiting for somebody to press a button.
+Stands in for: the message boxes of ``slicer.util``, file choosers, modal dialogs, opening a web page or a folder. A
+modal dialog that no test has an answer for fails at once instead of waiting for somebody to press a button.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from typing import Any
 
 from PySide6 import QtGui, QtWidgets
 
+BUTTON: Any = QtWidgets.QMessageBox.StandardButton
+YES_OR_NO = ((BUTTON.Yes, BUTTON.No), (BUTTON.Ok, BUTTON.Cancel), (BUTTON.Retry, BUTTON.Close))
+
 
 @dataclasses.dataclass
 class Message:
-    """A message: its kind (``info``, ``warning``, ``error``, ``question``, ``popup``), its text, and what went with it."""
+    """A message; its kind is ``info``, ``warning``, ``error``, ``question`` or ``popup``."""
 
     kind: str
     text: str
@@ -25,7 +28,11 @@ class Message:
 
 
 class Dialogs:
-    """Records messages and questions. Questions are answered by ``agrees``, unless there are ``answers`` for the next ones."""
+    """Records messages and questions.
+
+    Questions are answered by the next of ``answers``, else by ``agrees``; file choosers by the next of ``paths``; modal
+    dialogs by ``answer_dialog(dialog) -> result``. ``opened`` are the addresses that would have been shown.
+    """
 
     def __init__(self) -> None:
         self.reset()
@@ -43,69 +50,62 @@ class Dialogs:
         """The texts of all messages of a kind."""
         return [message.text for message in self.messages if message.kind == kind]
 
-    def decide(self) -> bool:
+    def install(self, util: Any) -> None:
+        """Takes the place of everything that would wait for a person, in ``slicer.util`` and in Qt."""
+        util._messageDisplay = self._display
+        util.messageBox = self._message_box
+        util.delayDisplay = lambda text, *_, **__: self.messages.append(Message("info", text))
+        chooser: Any = QtWidgets.QFileDialog
+        for name in ("getOpenFileName", "getSaveFileName", "getExistingDirectory"):
+            setattr(chooser, name, self._choose_path)
+        chooser.getOpenFileNames = self._choose_paths
+        for cls in (QtWidgets.QDialog, QtWidgets.QMessageBox):
+            modal: Any = cls
+            modal.exec = modal.exec_ = lambda dialog: self._run_modal(dialog)
+        desktop: Any = QtGui.QDesktopServices
+        desktop.openUrl = self._open_url
+
+    def _decide(self) -> bool:
         return self.answers.pop(0) if self.answers else self.agrees
 
-    def choose_path(self, *arguments: Any, **options: Any) -> str:
-        """Answers a file chooser with the next of ``paths``; "" is a chooser that was cancelled."""
+    def _choose_path(self, *arguments: Any, **options: Any) -> str:
+        """The next of ``paths``, without a filter beside it, as in PythonQt; nothing where the user cancels."""
         return self.paths.pop(0) if self.paths else ""
 
-    def choose_paths(self, *arguments: Any, **options: Any) -> tuple[str, ...]:
+    def _choose_paths(self, *arguments: Any, **options: Any) -> tuple[str, ...]:
         paths, self.paths = tuple(self.paths), []
         return paths
 
-    def run_modal(self, dialog: Any) -> int:
-        """Answers a modal dialog by ``answer_dialog``; a message box also without one."""
-        if self.answer_dialog is not None:
-            return self.answer_dialog(dialog)
-        if isinstance(dialog, QtWidgets.QMessageBox):
-            self.messages.append(Message("popup", dialog.text, dialog.windowTitle, dialog.detailedText))  # type: ignore
-            buttons = QtWidgets.QMessageBox.StandardButton
-            agree = self.decide()
-            wanted = (buttons.Ok, buttons.Yes) if agree else (buttons.Cancel, buttons.No, buttons.Close)
-            return next((b for b in wanted if dialog.button(b) is not None), buttons.Ok if agree else buttons.Cancel)  # type: ignore
-        raise AssertionError(f"{type(dialog).__name__} '{dialog.windowTitle}' would wait for the user, and no test answers it.")
-
-    def open_url(self, url: Any) -> bool:
+    def _open_url(self, url: Any) -> bool:
         self.opened.append(url.toString())
         return True
 
-    def display(
+    def _run_modal(self, dialog: Any) -> Any:
+        if self.answer_dialog is not None:
+            return self.answer_dialog(dialog)
+        if not dialog.inherits("QMessageBox"):
+            raise AssertionError(f"{type(dialog).__name__} '{dialog.windowTitle}' would wait: no test answers it.")
+        self.messages.append(Message("popup", dialog.text, dialog.windowTitle, dialog.detailedText))
+        return self._press(dialog.standardButtons)
+
+    def _press(self, offered: Any) -> Any:
+        pairs = [pair for pair in YES_OR_NO if pair[0] in offered]
+        yes, no = pairs[0] if pairs else (BUTTON.Ok, BUTTON.Cancel)
+        return yes if self._decide() else no
+
+    def _display(
         self, level: int, text: str, testingReturnValue: Any, mainWindowNeeded: bool = False, **options: Any
     ) -> Any:
-        """In place of ``slicer.util._messageDisplay``, behind infoDisplay, errorDisplay, confirmOkCancelDisplay and the like."""
-        buttons = options.get("standardButtons")
-        button = QtWidgets.QMessageBox.StandardButton
+        """In place of ``slicer.util._messageDisplay``, which is behind infoDisplay, errorDisplay and others."""
         asks = testingReturnValue is not None
         kind = "question" if asks else logging.getLevelName(level).lower()
         details = options.get("detailedText") or options.get("informativeText") or ""
         self.messages.append(Message(kind, text, options.get("windowTitle") or "", details))
-        if not asks:
-            return button.Ok
-        agree = self.decide()
-        yes, no = ((button.Yes, button.No), (button.Ok, button.Cancel), (button.Retry, button.Close)), buttons
-        pair = next(((a, b) for a, b in yes if no is None or a in no), (button.Ok, button.Cancel))
-        return pair[0] if agree else pair[1]
+        return self._press(options.get("standardButtons", BUTTON.Ok)) if asks else BUTTON.Ok
 
-    def message_box(self, text: str, parent: Any = None, **options: Any) -> Any:
-        """In place of ``slicer.util.messageBox``."""
+    def _message_box(self, text: str, parent: Any = None, **options: Any) -> Any:
         self.messages.append(Message("popup", text, options.get("windowTitle", ""), options.get("detailedText", "")))
-        return QtWidgets.QMessageBox.StandardButton.Ok
-
-    def install(self, util: Any) -> None:
-        """Takes the place of everything that would wait for a person, in ``slicer.util`` and in Qt."""
-        util._messageDisplay = self.display
-        util.messageBox = self.message_box
-        util.delayDisplay = lambda text, *_, **__: self.messages.append(Message("info", text))
-        chooser: Any = QtWidgets.QFileDialog
-        for name in ("getOpenFileName", "getSaveFileName", "getExistingDirectory"):
-            setattr(chooser, name, self.choose_path)
-        chooser.getOpenFileNames = self.choose_paths
-        for cls in (QtWidgets.QDialog, QtWidgets.QMessageBox):
-            any_class: Any = cls
-            any_class.exec = any_class.exec_ = lambda dialog: self.run_modal(dialog)
-        desktop: Any = QtGui.QDesktopServices
-        desktop.openUrl = self.open_url
+        return self._press(options.get("standardButtons", BUTTON.Ok))
 
 
 DIALOGS = Dialogs()

@@ -1,7 +1,7 @@
 """The widgets of Slicer that follow a MRML scene, made on the real scene of slicer-core.
 
-Stand in for: which nodes a selector offers, its current node, and its signals. Cannot tell: the order of signals of the real
-ones when several nodes come and go at once, menus, icons, and everything that is not here.
+Stand in for: which nodes a selector offers, its current node, and its signals. Cannot tell: the order of signals of the
+real ones when several nodes come and go at once, menus, icons, and everything that is not here.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from PySide6 import QtWidgets
-from PySide6.QtCore import Property, Signal
+from PySide6.QtCore import Signal
 
-from Testing.slicer_standin.ctk_widgets import ctkSliderWidget, stored
+from Testing.slicer_standin.ctk_widgets import Property, ctkSliderWidget, stored
 from Testing.slicer_standin.pythonqt import WIDGETS
 
 
@@ -164,7 +164,8 @@ class qMRMLSegmentSelectorWidget(qMRMLWidget):
 
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
-        self._nodes, self._segments = qMRMLNodeComboBox(self), QtWidgets.QComboBox(self)
+        self._nodes = qMRMLNodeComboBox(self)
+        self._segments: Any = QtWidgets.QComboBox(self)
         self._nodes.nodeTypes = ["vtkMRMLSegmentationNode"]
         self._nodes.noneEnabled = True
         layout = QtWidgets.QHBoxLayout(self)
@@ -192,9 +193,10 @@ class qMRMLSegmentSelectorWidget(qMRMLWidget):
 
     def _show(self, node: Any) -> None:
         self._segments.clear()
-        segmentation = node.GetSegmentation() if node is not None else None
-        for identifier in segmentation.GetSegmentIDs() if segmentation is not None else ():
-            self._segments.addItem(segmentation.GetSegment(identifier).GetName(), identifier)
+        if node is not None:
+            segmentation = node.GetSegmentation()
+            for identifier in segmentation.GetSegmentIDs():
+                self._segments.addItem(segmentation.GetSegment(identifier).GetName(), identifier)
         self.currentNodeChanged.emit(node)
 
 

@@ -1,13 +1,13 @@
 """The module ``qt``: PySide6 that behaves like PythonQt, which is what Slicer has.
 
 Stands in for: properties read and set as attributes (``label.text = "…"``), signals connected by their C++ signature
-(``button.connect("clicked()", slot)``), slots that are kept alive by their connection and are called with as many arguments as
-they take, no new attributes on objects of Qt, file dialogs that return a path alone, ``.ui`` files with stand-ins for Slicer's widgets.
+(``button.connect("clicked()", slot)``), slots that are kept alive by their connection and are called with as many
+arguments as they take, no new attributes on objects of Qt, ``.ui`` files with stand-ins for Slicer's widgets.
 
-Stricter than PythonQt: a misspelt signal or an unknown widget class of a ``.ui`` file is an error, not a message in the log.
+Stricter than PythonQt: a misspelt signal or an unknown widget class of a ``.ui`` file is an error, no line in a log.
 
-Cannot tell: what is different in Qt 5 (Slicer's binaries still have it), and how long PythonQt keeps objects alive. PySide6's
-enumerators are no integers and PythonQt's are; code that only compares them with ``==`` runs in both.
+Cannot tell: what is different in Qt 5 (Slicer's binaries still have it), and how long PythonQt keeps objects alive.
+PySide6's enumerators are no integers and PythonQt's are; code that only compares them with ``==`` runs in both.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def _is_of_qt(cls: type) -> bool:
 
 def _signal(sender: Any, signature: str) -> Any:
     name, _, arguments = signature.replace(" ", "").replace("const", "").replace("&", "").rstrip(")").partition("(")
-    signal = getattr(sender, name, None)
-    if isinstance(signal, QtCore.SignalInstance):
+    signal: Any = getattr(sender, name, None)
+    if type(signal) is QtCore.SignalInstance:
         if _is_of_python(type(sender), name):
             return signal
         if sender.metaObject().indexOfSignal(f"{name}({arguments})") >= 0:
-            return signal[arguments or ()]
+            return signal[arguments or ()]  # pyright: ignore[reportIndexIssue]
     raise ValueError(f"{type(sender).__name__} has no signal {signature}")
 
 
@@ -67,8 +67,8 @@ def _positional(slot: Callable[..., Any]) -> int | None:
 
 def _connect(sender: Any, signature: str, *target: Any) -> bool:
     slot = target[0] if len(target) == 1 else getattr(target[0], target[1].partition("(")[0])
-    types_ = signature.partition("(")[2].rstrip(") ")
-    given = len(types_.split(",")) if types_ else 0
+    kinds = signature.partition("(")[2].rstrip(") ")
+    given = len(kinds.split(",")) if kinds else 0
     taken = _positional(slot)
     count = given if taken is None else min(given, taken)
 
@@ -94,7 +94,7 @@ _MANNERS = {"connect": _connect, "disconnect": _disconnect}
 
 
 def _getter(of_qt: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
-    """The attributes of a class as PythonQt shows them; ``of_qt`` is how PySide6 looks them up, for each class its own way."""
+    """The attributes of a class as PythonQt shows them; ``of_qt`` is PySide6's own way, different in each class."""
 
     def get(self: Any, name: str) -> Any:
         if name in _MANNERS:
@@ -188,7 +188,8 @@ def make_qt() -> types.ModuleType:
     any_class.className = lambda self: self.metaObject().className()
     any_class.delete = lambda self: shiboken6.delete(self)
     classes = [cls for cls in vars(qt).values() if isinstance(cls, type) and issubclass(cls, QtCore.QObject)]
-    for cls, get in [(cls, _getter(cls.__getattribute__)) for cls in classes]:  # all of PySide6's before the first changes
+    getters = [_getter(cls.__getattribute__) for cls in classes]  # of all classes, before the first one changes
+    for cls, get in zip(classes, getters, strict=True):
         cls.__getattribute__, cls.__setattr__ = get, _set
         if "exec" in cls.__dict__:
             cls.exec_ = cls.__dict__["exec"]  # pyright: ignore[reportAttributeAccessIssue]

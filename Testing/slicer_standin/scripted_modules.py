@@ -1,7 +1,7 @@
 """``slicer.ScriptedLoadableModule``, ``slicer.i18n`` and ``slicer.packaging``, as far as modules build on them.
 
-Stand in for: base classes and their attributes, texts that stay as they are, and installing packages, which is recorded only.
-Cannot tell: the developer's reload section, translations, and whether a package can be installed.
+Stand in for: base classes and their attributes, texts that stay as they are, and installing packages, which is recorded
+only. Cannot tell: the developer's reload section, translations, and whether a package can be installed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ScriptedLoadableModule:
         return os.path.join(os.path.dirname(self.parent.path), "Resources", filename)
 
     def getDefaultModuleDocumentationLink(self, docPage: str | None = None) -> str:
-        return f'<p>For more information see the <a href="https://example.org/{docPage or self.moduleName}">documentation</a>.</p>'
+        return f'<p>See the <a href="https://example.org/{docPage or self.moduleName}">documentation</a>.</p>'
 
 
 class ScriptedLoadableModuleWidget:
@@ -123,18 +123,17 @@ def load_requirements(path: Any) -> list[str]:
 
 def modules() -> dict[str, types.ModuleType]:
     """The Python modules by the names under which Slicer has them."""
+    bases = (
+        ScriptedLoadableModule,
+        ScriptedLoadableModuleWidget,
+        ScriptedLoadableModuleLogic,
+        ScriptedLoadableModuleTest,
+    )
     contents: dict[str, dict[str, Any]] = {
-        "slicer.ScriptedLoadableModule": {
-            cls.__name__: cls
-            for cls in (
-                ScriptedLoadableModule, ScriptedLoadableModuleWidget, ScriptedLoadableModuleLogic, ScriptedLoadableModuleTest,
-            )
-        },
+        "slicer.ScriptedLoadableModule": {cls.__name__: cls for cls in bases},
         "slicer.i18n": {"tr": lambda text: text, "translate": lambda context, text: text},
-        "slicer.packaging": {
-            "pip_ensure": pip_ensure, "pip_install": pip_install, "load_requirements": load_requirements,
-        },
-    }  # fmt: skip
+        "slicer.packaging": {f.__name__: f for f in (pip_ensure, pip_install, load_requirements)},
+    }
     made = {}
     for name, content in contents.items():
         made[name] = types.ModuleType(name, __doc__)

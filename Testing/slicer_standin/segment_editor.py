@@ -1,7 +1,7 @@
-"""The Segment Editor as far as a scripted effect sees it: registering, activation, the options frame, parameters, nodes.
+"""The Segment Editor as far as a scripted effect sees it: registering, activation, options frame, parameters, nodes.
 
-Stands in for: ``SegmentEditorEffects``, ``qSlicerSegmentationsEditorEffectsPythonQt``, the effect factory, and an editor that
-shows one effect at a time on a real segment editor node. Cannot tell: painting, undo, views, and the order in which the real
+Stands in for: ``SegmentEditorEffects``, ``qSlicerSegmentationsEditorEffectsPythonQt``, the effect factory, and an
+editor that shows one effect at a time on a real node. Cannot tell: painting, undo, views, and the order in which the real
 editor calls an effect while several of its nodes change at once.
 """
 
@@ -60,7 +60,8 @@ class qSlicerSegmentEditorScriptedEffect:
         """Loads the class SegmentEditorEffect of a file, as the application does at registering and at each clone."""
         name = f"SegmentEditorEffect.{Path(path).parent.name}"
         spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None, path
+        assert spec, path
+        assert spec.loader, path
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)
@@ -142,14 +143,14 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         self._node: Any = None
         self._tag: int | None = None
         self._active: Any = None
-        self.setLayout(QtWidgets.QVBoxLayout())
+        layout = QtWidgets.QVBoxLayout(self)
         self._effects: dict[str, Any] = {}
         for name, effect in qSlicerSegmentEditorEffectFactory.instance().effects.items():
             clone = effect.self().clone()
             clone._editor = self
             clone.self().setupOptionsFrame()
             clone.optionsFrame().hide()
-            self.layout().addWidget(clone.optionsFrame())
+            layout.addWidget(clone.optionsFrame())
             self._effects[name] = clone
 
     def setMRMLSegmentEditorNode(self, node: Any) -> None:
@@ -197,7 +198,7 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
             effect.self().activate()
             self._show()
 
-    def destroy(self) -> None:
+    def discard(self) -> None:
         """What happens to effects when the editor goes: they are cleaned up and deleted."""
         self.setActiveEffect(None)
         self.setMRMLSegmentEditorNode(None)
@@ -212,9 +213,11 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
 
 def modules() -> dict[str, types.ModuleType]:
     """The Python modules by the names under which Slicer has them."""
-    effects, bindings = (
-        types.ModuleType(name, __doc__) for name in ("SegmentEditorEffects", "qSlicerSegmentationsEditorEffectsPythonQt")
-    )
-    vars(effects)["AbstractScriptedSegmentEditorEffect"] = AbstractScriptedSegmentEditorEffect
-    vars(bindings)["qSlicerSegmentEditorScriptedEffect"] = qSlicerSegmentEditorScriptedEffect
-    return {module.__name__: module for module in (effects, bindings)}
+    classes = {
+        "SegmentEditorEffects": AbstractScriptedSegmentEditorEffect,
+        "qSlicerSegmentationsEditorEffectsPythonQt": qSlicerSegmentEditorScriptedEffect,
+    }
+    made = {name: types.ModuleType(name, __doc__) for name in classes}
+    for name, cls in classes.items():
+        setattr(made[name], cls.__name__, cls)
+    return made

@@ -1,0 +1,4 @@
+# For the type checker only: PyTorchUtils has no types, so everything in it is Any.
+from typing import Any
+
+def __getattr__(name: str) -> Any: ...
