@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from MAISILib.generation.progress import CancelToken, OnProgress, Progress
 from MAISILib.generation.request import GenerateRequest
+from MAISILib.jobs.detached import STOP_VARIABLE
 
 if TYPE_CHECKING:
     from MAISILib.generation.result import Sample
@@ -39,7 +42,8 @@ def generate_into(
         recorded: Provenance of the sample that is replayed.
 
     Returns:
-        ``{"samples": [{folder, seed, index, passed, quality, attempts, seconds, files}], "scene": path or None, "seconds"}``.
+        ``{"samples": [{folder, seed, index, passed, quality, attempts, seconds, files}], "scene": path or None,
+        "seconds"}``.
     """
     from MAISILib.bundles.bundle import open_bundle
     from MAISILib.files.atomic import check_writable
@@ -95,7 +99,8 @@ class _SceneWriter:
 def cancel_on_interrupt() -> Iterator[CancelToken]:
     """The first Ctrl-C (or SIGTERM) asks the run to stop; one a second later, or after that, stops at once.
 
-    Within the second it is the same wish: ``torchrun`` passes on a Ctrl-C that the terminal has told all processes.
+    Within the second it is the same wish: ``torchrun`` passes on a Ctrl-C that the terminal has told all processes. A
+    detached job is also asked by a file that appears.
     """
     cancel = CancelToken()
     asked = float("inf")
@@ -110,11 +115,22 @@ def cancel_on_interrupt() -> Iterator[CancelToken]:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         previous[number] = signal.signal(number, ask)
+    ended = threading.Event()
+    if stop_file := os.environ.get(STOP_VARIABLE):
+        threading.Thread(target=_cancel_at, args=(Path(stop_file), cancel, ended), daemon=True).start()
     try:
         yield cancel
     finally:
+        ended.set()
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _cancel_at(stop_file: Path, cancel: CancelToken, ended: threading.Event) -> None:
+    while not ended.wait(0.3):
+        if stop_file.exists():
+            cancel.cancel()
+            return
 
 
 @contextmanager

@@ -1,6 +1,4 @@
-"""Small pictures of what is being made: the middle coronal slice, which shows most of a patient
-and costs next to nothing.
-"""
+"""Small pictures of what is being made: the middle coronal slice, which shows most of a patient and costs nothing."""
 
 from __future__ import annotations
 

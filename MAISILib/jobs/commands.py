@@ -218,7 +218,7 @@ def _converted(message: Message, parameter: inspect.Parameter) -> Any:
         words = {"str": "text", "Path": "a path", "bool": "true or false", "int": "a whole number"}
         word = words.get(wanted, "a list" if wanted == "list[Any]" else "an object")
         raise RequestError(f"Command {message.command!r}: the field {parameter.name!r} is {word}, not {value!r}.")
-    return Path(value) if wanted == "Path" else value
+    return Path(str(value)) if wanted == "Path" else value
 
 
 def _anatomies(opened: Bundle) -> tuple[dict[str, list[str]], list[str]]:

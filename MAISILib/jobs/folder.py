@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from MAISILib.errors import Cancelled, MaisiError
 from MAISILib.files.atomic import output_error, write_text
+from MAISILib.jobs.processes import is_running
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 REQUEST_NAME, EVENTS_NAME, LOG_NAME, STATE_NAME, PID_NAME = "request.json", "events.jsonl", "log.txt", "state", "pid"
@@ -123,18 +124,44 @@ class JobFolder:
             _quietly(lambda: (self.folder / PID_NAME).unlink(missing_ok=True))
 
 
+class EventTail:
+    """Reads the events of a job as they come.
+
+    Args:
+        folder: The job's; it may not be there yet.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / EVENTS_NAME
+        self._position = 0
+
+    def read(self) -> list[Event]:
+        """The events since the last call, oldest first; all of them where the job was begun anew.
+
+        A line that is being written is left for the next time.
+        """
+        try:
+            with self._path.open("rb") as file:
+                if file.seek(0, os.SEEK_END) < self._position:
+                    self._position = 0
+                file.seek(self._position)
+                lines = file.read()
+        except OSError:
+            return []
+        lines = lines[: lines.rfind(b"\n") + 1]
+        self._position += len(lines)
+        events = []
+        for line in lines.decode("utf-8", errors="replace").split("\n"):
+            try:
+                events.append(Event(**json.loads(line)))
+            except (ValueError, TypeError):
+                continue
+        return events
+
+
 def read_events(folder: Path) -> list[Event]:
     """The events of a job so far, oldest first; a line that is being written is left out."""
-    path = folder / EVENTS_NAME
-    if not path.is_file():
-        return []
-    events = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            events.append(Event(**json.loads(line)))
-        except (ValueError, TypeError):
-            continue
-    return events
+    return EventTail(folder).read()
 
 
 def read_state(folder: Path) -> State | None:
@@ -146,6 +173,12 @@ def read_state(folder: Path) -> State | None:
     if state == "running" and not _is_alive(folder / PID_NAME):
         return "failed"
     return state  # type: ignore[return-value]
+
+
+def work_folder(out: Path) -> Path:
+    """Where a fine-tuning works for a bundle folder: beside it, as ``<out>-training``."""
+    out = out if out.name not in ("", "..") else Path(os.path.abspath(out))
+    return out.with_name(f"{out.name}-training")
 
 
 def runs_elsewhere(folder: Path) -> bool:
@@ -160,15 +193,9 @@ def runs_elsewhere(folder: Path) -> bool:
 
 
 def _is_alive(path: Path) -> bool:
-    import psutil
-
     try:
-        process = psutil.Process(int(path.read_text(encoding="utf-8")))
-        # Numbers are given again, after a restart of the machine above all: a process that is younger than the file is
-        # another one. A minute is for clocks that were set in between.
-        is_another = process.create_time() > path.stat().st_mtime + 60
-        return not is_another and process.status() != psutil.STATUS_ZOMBIE
-    except (OSError, ValueError, psutil.Error):
+        return is_running(int(path.read_text(encoding="utf-8")), path.stat().st_mtime)
+    except (OSError, ValueError):
         return False
 
 

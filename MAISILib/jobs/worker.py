@@ -1,8 +1,8 @@
 """``maisi worker``: a process that keeps models loaded and does what it is told, a JSON line at a time.
 
-Commands that take long are done one after the other on the main thread; short ones on another, so that they are answered
-meanwhile; a third thread reads. The end of standard input ends everything: no worker outlives the program that
-started it.
+Commands that take long are done one after the other on the main thread; short ones on another, so that they are
+answered meanwhile; a third thread reads. The end of standard input ends everything: no worker outlives the program
+that started it.
 """
 
 from __future__ import annotations

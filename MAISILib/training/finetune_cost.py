@@ -11,7 +11,7 @@ from MAISILib.generation.request import GenerateRequest
 if TYPE_CHECKING:
     from MAISILib.bundles.bundle import Bundle
 
-#: Predictions that a training step makes: two samples, each with its mask and with the mask whose label became its host.
+#: Predictions of a training step: two samples, each with its mask and with the mask whose label became its host.
 _PREDICTIONS = 4
 #: A prediction that is learned from, in predictions: the way back costs twice the way there.
 _WITH_GRADIENT = 3

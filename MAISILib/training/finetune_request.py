@@ -15,7 +15,7 @@ from MAISILib.bundles.weights import sha256_of
 from MAISILib.errors import BundleError, OutputError, RequestError, TrainingError
 from MAISILib.files.atomic import check_replaceable
 from MAISILib.files.checks import check_is_file
-from MAISILib.jobs.folder import EVENTS_NAME, LOG_NAME, REQUEST_NAME, runs_elsewhere
+from MAISILib.jobs.folder import EVENTS_NAME, LOG_NAME, REQUEST_NAME, runs_elsewhere, work_folder
 from MAISILib.training.durations import DURATIONS
 from MAISILib.training.encoding import MIRRORED_SUFFIX
 from MAISILib.training.label_mapping import Decision
@@ -129,12 +129,6 @@ class FineTuning:
             shutil.rmtree(self.work / name, ignore_errors=True)
         for name in (EVENTS_NAME, LOG_NAME):
             (self.work / name).unlink(missing_ok=True)
-
-
-def work_folder(out: Path) -> Path:
-    """Where the work for a bundle folder is done: beside it, as ``<out>-training``."""
-    out = out if out.name not in ("", "..") else Path(os.path.abspath(out))
-    return out.with_name(f"{out.name}-training")
 
 
 def check_place(bundle: Bundle, out: Path, *, resume: bool = False) -> None:
