@@ -1,0 +1,176 @@
+"""Pairs of volume and segmentation nodes → a folder with ``cases.json``, as the engine's fine-tuning reads it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from MAISILib.errors import MaskError, OutputError, RequestError
+from MAISILib.files.atomic import atomic_folder
+from MAISILib.files.segmentations import LABEL_TAG, TERMINOLOGY_TAG
+from MAISILib.scene.geometry import affine_of, array_of, grid_of, matrix_of, transform_between
+from MAISILib.scene.mrml import slicer, vtk
+
+CASES_NAME = "cases.json"
+#: What the engine does not take in the name of a case, and what no file system likes at its ends.
+_NOT_IN_NAMES = re.compile(r'[/\\:*?"<>|\x00-\x1f]+')
+
+
+@dataclass(frozen=True)
+class CasePair:
+    """One case of a fine-tuning.
+
+    Args:
+        volumeNode: vtkMRMLScalarVolumeNode, CT or MR.
+        segmentationNode: vtkMRMLSegmentationNode, on any grid; what is labelled in the volume.
+    """
+
+    volumeNode: Any
+    segmentationNode: Any
+
+
+def writeCases(pairs: Sequence[CasePair], folder: Path) -> Path:
+    """Writes the pairs' images (``.nrrd``) and segmentations (``.seg.nrrd``) with their list, all of them or nothing.
+
+    Transforms of the nodes are taken into account: an image stays on its voxels, and the segmentation comes to lie
+    where the scene shows it.
+
+    Args:
+        pairs: At least one.
+        folder: To make; one that an earlier call has made is replaced.
+
+    Returns:
+        The list, ``folder/cases.json``.
+
+    Raises:
+        RequestError: No pairs, or the same pair twice.
+        MaisiError: A node has no voxels, has colours in place of grey values, or lies under a non-linear transform.
+        OutputError: The folder cannot be written.
+    """
+    if not pairs:
+        raise RequestError("There are no cases. Add a volume with its segmentation.")
+    ids = [(pair.volumeNode.GetID(), pair.segmentationNode.GetID()) for pair in pairs]
+    if len(set(ids)) < len(ids):
+        raise RequestError("A volume stands twice in the list with the same segmentation. Remove one of them.")
+    cases = []
+    with atomic_folder(folder, CASES_NAME) as staging:
+        for number, (pair, name) in enumerate(zip(pairs, caseNames(pairs), strict=True), start=1):
+            image, segmentation = f"case-{number}.nrrd", f"case-{number}.seg.nrrd"
+            _write(_asVolume(pair.volumeNode), slicer.vtkMRMLNRRDStorageNode(), staging / image, folder)
+            _write(_asVoxels(pair), slicer.vtkMRMLSegmentationStorageNode(), staging / segmentation, folder)
+            cases.append({"name": name, "image": image, "segmentation": segmentation})
+        text = json.dumps({"cases": cases}, indent=2, ensure_ascii=False) + "\n"
+        (staging / CASES_NAME).write_text(text, encoding="utf-8", newline="\n")
+    return folder / CASES_NAME
+
+
+def caseNames(pairs: Sequence[CasePair]) -> list[str]:
+    """A name for each pair that is unique, whatever the case of its letters: the volume's, with a number if needed."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for pair in pairs:
+        wanted = " ".join(_NOT_IN_NAMES.sub(" ", pair.volumeNode.GetName() or "").split())[:80].strip(" .") or "case"
+        name, number = wanted, 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{wanted} {number}"
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def segmentsOf(pairs: Sequence[CasePair]) -> list[dict[str, str]]:
+    """The segments of all pairs that have voxels, each name once: ``{"name", "terminology", "tag"}``.
+
+    ``tag`` is the label value that MAISI's own segments carry; empty for others.
+    """
+    segments: dict[str, dict[str, str]] = {}
+    for pair in pairs:
+        segmentation = pair.segmentationNode.GetSegmentation()
+        for segmentId in segmentation.GetSegmentIDs() if segmentation is not None else ():
+            segment = segmentation.GetSegment(segmentId)
+            name = segment.GetName() or segmentId
+            if name not in segments and not _isEmpty(segment):
+                segments[name] = {"name": name, "terminology": _terminology(segment), "tag": _tag(segment, LABEL_TAG)}
+    return list(segments.values())
+
+
+def _terminology(segment: Any) -> str:
+    if hasattr(segment, "GetTerminology"):  # since Slicer 5.10
+        return segment.GetTerminology() or ""
+    return _tag(segment, TERMINOLOGY_TAG)
+
+
+def _tag(segment: Any, name: str) -> str:
+    value = vtk.reference("")
+    return str(value) if segment.GetTag(name, value) else ""
+
+
+def _isEmpty(segment: Any) -> bool:
+    """Whether a segment has been added but not drawn; one that was made from a surface counts as drawn."""
+    binary = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
+    image = segment.GetRepresentation(binary)
+    if image is None:
+        surface = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
+        return segment.GetRepresentation(surface) is None
+    if min(image.GetDimensions()) < 1 or image.GetPointData().GetScalars() is None:
+        return True
+    return not bool((array_of(image) == segment.GetLabelValue()).any())
+
+
+def _asVolume(node: Any) -> Any:
+    """The volume node, checked."""
+    grid_of(node)  # says so where there is no image
+    if node.GetImageData().GetNumberOfScalarComponents() != 1:
+        raise RequestError(f"The volume '{node.GetName()}' is a colour image; choose one with grey values.")
+    return node
+
+
+def _asVoxels(pair: CasePair) -> Any:
+    """A copy of the segmentation node with voxels, in the coordinates of the pair's volume."""
+    node = pair.segmentationNode
+    if node.GetSegmentation() is None or node.GetSegmentation().GetNumberOfSegments() == 0:
+        raise MaskError(f"The segmentation '{node.GetName()}' has no segments. Draw or import some first.")
+    toVolume = transform_between(node, pair.volumeNode)
+    copy = slicer.vtkMRMLSegmentationNode()
+    copy.SetName(node.GetName())
+    segmentation = copy.GetSegmentation()
+    segmentation.DeepCopy(node.GetSegmentation())
+    binary = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
+    if not segmentation.ContainsRepresentation(binary):
+        if np.allclose(toVolume, np.eye(4)):
+            copy.SetReferenceImageGeometryParameterFromVolumeNode(pair.volumeNode)
+        if not segmentation.CreateRepresentation(binary):
+            raise MaskError(
+                f"The segmentation '{node.GetName()}' cannot be turned into voxels. Create its binary label map "
+                "representation in the Segmentations module first."
+            )
+    segmentation.SetSourceRepresentationName(binary)
+    moved = set()
+    for segmentId in segmentation.GetSegmentIDs():
+        image = segmentation.GetSegment(segmentId).GetRepresentation(binary)
+        address = None if image is None else image.GetAddressAsString("vtkObject")
+        if image is not None and address not in moved:  # segments that do not overlap share one
+            moved.add(address)
+            matrix = vtk.vtkMatrix4x4()
+            image.GetImageToWorldMatrix(matrix)
+            image.SetImageToWorldMatrix(matrix_of(toVolume @ affine_of(matrix)))
+    return copy
+
+
+def _write(node: Any, storage: Any, path: Path, target: Path) -> None:
+    storage.SetFileName(str(path))
+    storage.SetUseCompression(1)
+    if not storage.WriteData(node) or not path.is_file():
+        free = shutil.disk_usage(path.parent).free
+        raise OutputError(
+            f"Cannot write '{node.GetName()}' into {target}: {free / 2**30:.1f} GiB are free there. "
+            "Free some space, or set another data folder (MAISI_DATA)."
+        )
