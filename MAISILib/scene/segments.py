@@ -58,7 +58,7 @@ def read_mask(segmentation_node: Any, table: LabelTable, reference: Any = None) 
     if reference is not None:
         to_target = transform_between(segmentation_node, None if isinstance(reference, Grid) else reference)
 
-    ranks = np.zeros(target.shape, np.uint16)
+    ranks = np.zeros(target.shape, np.uint16, order="F")  # as VTK's images lie in memory
     label_of_rank = np.array([0, *(labels[segment_id] for segment_id in order)], np.uint8)
     names = ["background", *(segmentation.GetSegment(segment_id).GetName() for segment_id in order)]
     for layer in _layers(segmentation, order):
@@ -67,7 +67,7 @@ def read_mask(segmentation_node: Any, table: LabelTable, reference: Any = None) 
         if overlap.any():
             notes += _overlap_notes(placed[overlap], ranks[overlap], label_of_rank, names)
         np.maximum(ranks, placed, out=ranks)
-    return LabelMap(label_of_rank[ranks], target.affine, table, f"segmentation '{name}'", tuple(dict.fromkeys(notes)))
+    return LabelMap(_looked_up(label_of_rank, ranks), target.affine, table, f"segmentation '{name}'", tuple(dict.fromkeys(notes)))
 
 
 def _with_binary_labelmaps(node: Any, reference: Any) -> Any:
@@ -155,7 +155,7 @@ def _place(layer: _Layer, to_target: np.ndarray, target: Grid, notes: list[str])
     rank_of_value = np.zeros(max(int(values.max()), *layer.rank_of_value) + 1, np.uint16)
     for value, rank in layer.rank_of_value.items():
         rank_of_value[value] = rank
-    ranks = rank_of_value[np.maximum(values, 0).astype(np.intp, copy=False)]
+    ranks = _looked_up(rank_of_value, np.maximum(values, 0) if values.dtype.kind != "u" else values)
 
     source = _grid_of_image(layer.image, to_target)
     matrix, offset = index_mapping(source, target)
@@ -169,7 +169,7 @@ def _place(layer: _Layer, to_target: np.ndarray, target: Grid, notes: list[str])
         notes += _loss_notes(ranks, source, placed, target)
         return placed
     shift = shift.astype(int)
-    placed = np.zeros(target.shape, np.uint16)
+    placed = np.zeros(target.shape, np.uint16, order="F")
     first = np.maximum(-shift, 0)
     last = np.minimum(np.asarray(source.shape) - shift, target.shape)
     if (last > first).all():
@@ -178,6 +178,14 @@ def _place(layer: _Layer, to_target: np.ndarray, target: Grid, notes: list[str])
         placed[here] = ranks[there]
     notes += _loss_notes(ranks, source, placed, target)
     return placed
+
+
+def _looked_up(table: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """``table[indices]`` without a copy of the indices at 8 bytes a voxel, for an array in VTK's order."""
+    found = np.empty(indices.shape, table.dtype, order="F")
+    for k in range(indices.shape[2]):
+        found[..., k] = table[indices[..., k]]
+    return found
 
 
 def _loss_notes(ranks: np.ndarray, source: Grid, placed: np.ndarray, target: Grid) -> list[str]:

@@ -34,6 +34,7 @@ def read_volume_file(path: Path) -> Any:
     node, storage = slicer.vtkMRMLScalarVolumeNode(), slicer.vtkMRMLVolumeArchetypeStorageNode()
     storage.SetFileName(str(path))
     storage.SetSingleFile(1)
+    storage.SetForceRightHandedIJKCoordinateSystem(0)  # else voxels of a left-handed grid come in another order
     if not storage.ReadData(node) or node.GetImageData() is None or 0 in node.GetImageData().GetDimensions():
         raise FileFormatError(f"{path} cannot be read as a grey-value image. Load it in Slicer to see why.")
     if min(node.GetImageData().GetDimensions()) < 2:
