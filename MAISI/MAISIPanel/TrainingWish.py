@@ -52,12 +52,12 @@ class TrainingWish:
 
         Labels, hosts and segments are checked by the engine, which knows them.
         """
-        if not _NAME.fullmatch(self.name):
-            return False, "Name the new model: letters, digits, '.', '_' and '-', for example head-neck-lesion."
         if not self.bundle:
             return False, "Choose the model to start from."
         if not self.newLabels and not self.focus:
             return False, "Say what is to be learned: a new label, or a label of the model as focus."
+        if not _NAME.fullmatch(self.name):
+            return False, "Name the new model: letters, digits, '.', '_' and '-', for example head-neck-lesion."
         if self.steps is None and self.duration not in DURATIONS:
             return False, f"Unknown duration '{self.duration}'. Choose one of: {', '.join(DURATIONS)}."
         if self.steps is not None and self.steps < 1:
@@ -96,9 +96,7 @@ class TrainingWish:
             return cls(**{**data, **lists})
         except TypeError as error:
             known = ", ".join(item.name for item in fields(cls))
-            raise RequestError(
-                f"A fine-tuning cannot be asked for like this ({error}). Its fields are: {known}."
-            ) from None
+            raise RequestError(f"No fine-tuning can be asked for like this ({error}). Its fields: {known}.") from None
 
 
 def suggestedName(bundle: str, label: str, taken: Iterable[str]) -> str:

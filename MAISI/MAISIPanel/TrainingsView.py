@@ -34,13 +34,8 @@ class TrainingsView:
     """
 
     def __init__(self, logic: Any, ui: Any, notify: Notify, dialogs: Any, onBundleMade: Callable[[str], None]) -> None:
-        self._logic, self._ui, self._notify, self._dialogs, self._onBundleMade = (
-            logic,
-            ui,
-            notify,
-            dialogs,
-            onBundleMade,
-        )
+        self._logic, self._ui, self._notify, self._dialogs = logic, ui, notify, dialogs
+        self._onBundleMade = onBundleMade
         self._jobs = logic.trainingJobs
         self._trainings: dict[str, Any] = {}
         self._states: dict[str, str] = {}
@@ -116,9 +111,8 @@ class TrainingsView:
             self._notify(_("The training '{0}' is finished. Its model is in the section Model.").format(name))
             self._onBundleMade(name)
         elif state == "failed":
-            self._notify(
-                _("The training '{0}' has failed: {1}").format(name, self._jobs.problem(self._trainings[name]))
-            )
+            problem = self._jobs.problem(self._trainings[name])
+            self._notify(_("The training '{0}' has failed: {1}").format(name, problem))
 
     def _list(self, selected: str) -> None:
         self._trainings = {training.name: training for training in self._jobs.find()}

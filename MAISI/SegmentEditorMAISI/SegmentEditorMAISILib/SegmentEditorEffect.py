@@ -40,8 +40,8 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect):
         return _(
             "<html>Works on the segmentation and the source volume that are being edited.<p>"
             "<b>Generate</b>: a synthetic image in which the anatomy lies as it is segmented.<br>"
-            "<b>Fine-tune</b>: teaches the model the selected segment, as it looks in the source volume. Training goes on "
-            "in the background, also without Slicer.<p>Models and further settings: module <b>MAISI</b>.</html>"
+            "<b>Fine-tune</b>: teaches the model the selected segment, as it looks in the source volume. Training goes "
+            "on in the background, also without Slicer.<p>Models and further settings: module <b>MAISI</b>.</html>"
         )
 
     def setupOptionsFrame(self) -> None:
