@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from typing import Any
 
 from MAISILib import errors
 from MAISILib.errors import MaisiError
-from MAISIPanel.Results import ResultEntry
+from MAISIPanel.Results import ResultEntry, ResultList
 from MAISIPanel.WorkerClient import Event, Later, WorkerClient
 
 
@@ -46,12 +47,12 @@ class GenerationJob:
 
     Args:
         client: Of the engine.
-        scene: A vtkMRMLScene.
+        results: The results of the scene.
         later: Calls a function from the event loop.
         callbacks: Who wants to know.
     """
 
-    def __init__(self, client: WorkerClient, scene: Any, later: Later, callbacks: Callbacks) -> None:
+    def __init__(self, client: WorkerClient, results: ResultList, later: Later, callbacks: Callbacks) -> None:
         self.isRunning = True
         #: Volume and segmentation node (or None) of each sample that is in the scene.
         self.nodes: list[tuple[Any, Any]] = []
@@ -60,8 +61,11 @@ class GenerationJob:
         #: What went wrong, as an exception that can be raised; None where nothing did.
         self.error: MaisiError | None = None
         self._kind = ""
-        self._client, self._scene, self._later, self._callbacks = client, scene, later, callbacks
+        self._client, self._results, self._later, self._callbacks = client, results, later, callbacks
+        self._scene = results.scene
         self._folder: Path | None = None
+        #: How the image of a segmentation is named and where it lies.
+        self._title, self._grid, self._transformID = "", None, None
         self._requestId: str | None = None
         self._awaitsEngine = False
         self._isCancelled = False
@@ -88,6 +92,8 @@ class GenerationJob:
                 raise errors.MaskError("The segmentation was deleted before the engine had it. Choose another one.")
             written = write_users_mask(segmentation, table, folder, reference if _isThere(reference) else None)
             self._note(*written.notes)
+            self._title, self._grid = segmentation.GetName(), written.grid
+            self._transformID = written.place.GetTransformNodeID()
             files = {"mask": "file", "mask_file": str(written.mask)}
             if written.ct is not None:
                 files["mask_ct"] = str(written.ct)
@@ -100,8 +106,9 @@ class GenerationJob:
         """Makes a sample again, exactly."""
 
         def send(folder: Path) -> None:
-            path, bundle = entry.writeReplay(folder)
-            self._send(folder, {"bundle": bundle, "replay": str(path)}, suffix=" (replay)")
+            self._title = _plainName(entry)
+            self._grid, self._transformID = entry.grid, entry.volumeNode.GetTransformNodeID()
+            self._send(folder, {"replay": str(entry.writeReplay(folder))}, suffix=" (replay)")
 
         self._inFolder(send)
 
@@ -117,7 +124,7 @@ class GenerationJob:
             for steps in find_results(path):
                 self._arrived(partial(steps, self._scene, table=table))
 
-        if self._client.ready is not None:
+        if getattr(self._client, "ready", None) is not None:
             # Only the engine knows where the bundles of this computer are.
             self._ask("bundles", {}, lambda data: self._try(lambda: begin(_tableOf(bundle, data))))
         else:
@@ -162,8 +169,9 @@ class GenerationJob:
     def _try(self, work: Callable[[], None]) -> None:
         try:
             work()
-        except MaisiError as error:
-            self.fail(str(error), type(error).__name__)
+        except Exception as error:
+            ours = _asOurs(error, "prepare this")
+            self.fail(str(ours), type(ours).__name__)
 
     def _ask(self, command: str, fields: Event, onResult: Callable[[Event], None], **callbacks: Any) -> None:
         self._awaitsEngine = True
@@ -193,8 +201,8 @@ class GenerationJob:
         from MAISILib.scene.results import result_steps
 
         if not self._isCancelled:
-            steps = partial(result_steps, self._scene, Path(str(event.get("folder"))), suffix=suffix)
-            self._arrived(steps)
+            folder = Path(str(event.get("folder")))
+            self._arrived(partial(result_steps, self._scene, folder, title=self._title, suffix=suffix, grid=self._grid))
 
     def _engineCancelled(self) -> None:
         self._awaitsEngine, self._isCancelled = False, True
@@ -220,8 +228,8 @@ class GenerationJob:
             self._progress("show", next(self._steps))
         except StopIteration as end:
             self._shown(end.value)
-        except MaisiError as error:
-            self._notShown(error)
+        except Exception as error:
+            self._notShown(_asOurs(error, "put the result into the scene"))
         if self._arrivals:
             self._later(0, self._step)
         else:
@@ -230,9 +238,20 @@ class GenerationJob:
     def _shown(self, shown: Any) -> None:
         self._steps = None
         self._arrivals.popleft()
-        self.nodes.append((shown.volume, shown.segmentation))
         self._note(*shown.notes)
-        ResultEntry(shown.volume).keep(self.notes)
+        if not _isThere(shown.volume):
+            self._note("An image was deleted while it came into the scene.")
+            return
+        if self._transformID and self._scene.GetNodeByID(self._transformID) is not None:
+            for node in filter(_isThere, (shown.volume, shown.segmentation)):
+                node.SetAndObserveTransformNodeID(self._transformID)
+        entry = ResultEntry(shown.volume)
+        entry.keep(self.notes)
+        if entry.passed is not None:
+            self._results.makeChart(entry)
+        if not self.nodes:
+            self._results.show(entry)
+        self.nodes.append((shown.volume, shown.segmentation))
         self._call(self._callbacks.onSample, shown.volume, shown.segmentation)
 
     def _notShown(self, error: MaisiError) -> None:
@@ -303,8 +322,21 @@ class GenerationJob:
             callback(*arguments)
 
 
+def _asOurs(error: Exception, what: str) -> MaisiError:
+    """An error for people. A mistake of ours must end the job too, or it would seem to run for ever."""
+    if isinstance(error, MaisiError):
+        return error
+    logging.exception("MAISI: could not %s", what)
+    return MaisiError(f"MAISI could not {what} ({type(error).__name__}: {error}). Slicer's log has the details.")
+
+
 def _isThere(node: Any) -> bool:
     return node is not None and node.GetScene() is not None
+
+
+def _plainName(entry: ResultEntry) -> str:
+    """The first words of a result's name, which the job puts a seed behind."""
+    return entry.name.partition(" seed ")[0]
 
 
 def _tableOf(bundle: str, listed: Event) -> Any:

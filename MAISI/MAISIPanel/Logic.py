@@ -74,7 +74,7 @@ class MAISILogic:
         self._processEvents = processEvents or _applicationEvents
         self._client = client or WorkerClient(_qtProcess, lambda: engineCommand(externalPython()), self._later)
         self._job: GenerationJob | None = None
-        self._trainings: Any = None
+        self._trainingJobs: Any = None
         self.parameterNode = ParameterNode(scene)
         self.results = ResultList(scene, self.replayAsync)
         application: Any = getattr(sys.modules.get("slicer"), "app", None)
@@ -321,17 +321,17 @@ class MAISILogic:
         return job
 
     @property
-    def trainings(self) -> Any:
+    def trainingJobs(self) -> Any:
         """The fine-tunings of this computer, which go on when Slicer is closed; see `MAISIPanel.TrainingJobs`."""
-        if self._trainings is None:
+        if self._trainingJobs is None:
             from MAISIPanel.TrainingJobs import TrainingJobs
 
-            self._trainings = TrainingJobs()
-        return self._trainings
+            self._trainingJobs = TrainingJobs()
+        return self._trainingJobs
 
-    def fineTune(self, *arguments: Any, **wish: Any) -> Any:
+    def fineTune(self, cases: Any, **wish: Any) -> Any:
         """Starts a fine-tuning in the background; arguments and return value as for ``TrainingJobs.start``."""
-        return self.trainings.start(*arguments, **wish)
+        return self.trainingJobs.start(cases, **wish)
 
     @property
     def externalPython(self) -> str | None:
@@ -354,7 +354,7 @@ class MAISILogic:
     # ------------------------------------------------------------------ how
 
     def _newJob(self, callbacks: Callbacks) -> GenerationJob:
-        return GenerationJob(self.client, self.scene, self._later, callbacks)
+        return GenerationJob(self.client, self.results, self._later, callbacks)
 
     def _start(self, callbacks: Callbacks, begin: Callable[[GenerationJob], None]) -> GenerationJob:
         job = self._newJob(callbacks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from MAISILib.errors import FileFormatError, MaskError
 #: On the volume node of each result. Nodes keep everything, so that a saved scene brings the results back.
 _RESULT = "MAISI.Result"
 _NOTES = "MAISI.Notes"
-_MASK_DIGEST = "MAISI.MaskDigest"
 
 
 class ResultEntry:
@@ -43,6 +43,13 @@ class ResultEntry:
     def name(self) -> str:
         """The volume's name."""
         return self.volumeNode.GetName()
+
+    @property
+    def grid(self) -> Any:
+        """Where its voxels lie, as a `MAISILib.volumes.Grid`."""
+        from MAISILib.scene import grid_of
+
+        return grid_of(self.volumeNode)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -94,12 +101,9 @@ class ResultEntry:
         """Marks the volume as a result, with what the user should know of it."""
         self.volumeNode.SetAttribute(_RESULT, "1")
         self.volumeNode.SetAttribute(_NOTES, json.dumps(notes, ensure_ascii=False))
-        if _at(self.provenance, "mask_source", "kind") == "file":
-            mask, _ = self._mask()
-            self.volumeNode.SetAttribute(_MASK_DIGEST, _digest(mask.array))
 
-    def writeReplay(self, folder: Path) -> tuple[Path, str]:
-        """Writes what the engine needs to make it again.
+    def writeReplay(self, folder: Path) -> Path:
+        """Writes the provenance that the engine makes it again from.
 
         A segmentation of the user was only lent to the engine; it is written again from the result's own segmentation.
 
@@ -107,7 +111,7 @@ class ResultEntry:
             folder: Where to.
 
         Returns:
-            The provenance file, and the name or folder of the bundle.
+            The file.
 
         Raises:
             FileFormatError: It was not made by MAISI.
@@ -127,21 +131,22 @@ class ResultEntry:
             provenance = {**provenance, "mask_source": source, "request": request}
         path = folder / "provenance.json"
         write_text(path, json.dumps(provenance, ensure_ascii=False))
-        return path, self.bundle
+        return path
 
     def _writeMask(self, path: Path) -> dict[str, Any]:
+        from MAISILib.scene.nodes import DIGEST_ATTRIBUTE, mask_digest
         from MAISILib.scene.storage import write_volume_file
 
         if self.segmentationNode is None:
             raise MaskError(f"The segmentation of '{self.name}' was deleted; it is needed to replay the image.")
         mask, _ = self._mask()
-        if _digest(mask.array) != self.volumeNode.GetAttribute(_MASK_DIGEST):
+        if mask_digest(mask) != self.volumeNode.GetAttribute(DIGEST_ATTRIBUTE):
             raise MaskError(
                 f"The segmentation '{self.segmentationNode.GetName()}' was edited since '{self.name}' was made for it. "
                 "Generate an image for it instead of replaying."
             )
         write_volume_file(mask.array, mask.affine, path, is_compressed=False)
-        return {"kind": "file", "path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "notes": []}
+        return {"kind": "file", "path": str(path), "sha256": _sha256(path), "notes": []}
 
     def _mask(self) -> tuple[Any, Any]:
         """Its label map on its own grid, and the label table."""
@@ -190,12 +195,12 @@ class ResultList:
     """
 
     def __init__(self, scene: Any, replay: Callable[..., Any]) -> None:
-        self._scene, self._replay = scene, replay
+        self.scene, self._replay = scene, replay
 
     @property
     def entries(self) -> list[ResultEntry]:
         """The results whose volume is in the scene."""
-        nodes = self._scene.GetNodesByClass("vtkMRMLScalarVolumeNode")
+        nodes = self.scene.GetNodesByClass("vtkMRMLScalarVolumeNode")
         nodes.UnRegister(None)
         each = (nodes.GetItemAsObject(number) for number in range(nodes.GetNumberOfItems()))
         return [ResultEntry(node) for node in each if node.GetAttribute(_RESULT)]
@@ -227,7 +232,7 @@ class ResultList:
         import slicer
 
         one, other = (each if isinstance(each, ResultEntry) else ResultEntry(each) for each in (first, second))
-        layout = self._scene.GetFirstNodeByClass("vtkMRMLLayoutNode")
+        layout = self.scene.GetFirstNodeByClass("vtkMRMLLayoutNode")
         if layout is not None:
             layout.SetViewArrangement(slicer.vtkMRMLLayoutNode.SlicerLayoutSideBySideView)
         for composite, entry in zip(self._composites(), (one, other), strict=False):
@@ -249,7 +254,7 @@ class ResultList:
         return entry.save(Path(folder))
 
     def chart(self, entry: ResultEntry) -> Any:
-        """The per-organ HU table and chart of a result, made when first asked for.
+        """Shows the per-organ HU chart of a result; it is made, with its table, when first asked for.
 
         Returns:
             The vtkMRMLPlotChartNode.
@@ -257,18 +262,26 @@ class ResultList:
         Raises:
             MaskError: It has no segmentation to measure.
         """
+        chart = self.makeChart(entry)
+        plots = getattr(getattr(sys.modules.get("slicer"), "modules", None), "plots", None)
+        if plots is not None:  # else there is no application to show it
+            plots.logic().ShowChartInLayout(chart)
+        return chart
+
+    def makeChart(self, entry: ResultEntry) -> Any:
+        """`chart` without showing it."""
         from MAISILib.scene.charts import show_hu_chart
 
-        return show_hu_chart(self._scene, entry.volumeNode, entry.segmentationNode).chart
+        return show_hu_chart(self.scene, entry.volumeNode, entry.segmentationNode).chart
 
     def delete(self, entry: ResultEntry) -> None:
         """Removes a result from the scene, with its segmentation, table, chart and folder."""
         from MAISILib.scene.results import remove_result
 
-        remove_result(self._scene, entry.volumeNode)
+        remove_result(self.scene, entry.volumeNode)
 
     def _composites(self) -> list[Any]:
-        nodes = self._scene.GetNodesByClass("vtkMRMLSliceCompositeNode")
+        nodes = self.scene.GetNodesByClass("vtkMRMLSliceCompositeNode")
         nodes.UnRegister(None)
         return [nodes.GetItemAsObject(number) for number in range(nodes.GetNumberOfItems())]
 
@@ -303,5 +316,9 @@ def _at(tree: Any, *keys: str) -> Any:
     return tree
 
 
-def _digest(array: np.ndarray) -> str:
-    return hashlib.blake2b(array.tobytes("A"), digest_size=16).hexdigest()
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

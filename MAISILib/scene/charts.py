@@ -14,7 +14,7 @@ from MAISILib.errors import MaskError
 from MAISILib.scene.geometry import array_of
 from MAISILib.scene.label_tables import table_of_result
 from MAISILib.scene.mrml import slicer, vtk
-from MAISILib.scene.nodes import CHART_REFERENCE, PROVENANCE_ATTRIBUTE
+from MAISILib.scene.nodes import CHART_REFERENCE, PROVENANCE_ATTRIBUTE, folder_of, put_into
 from MAISILib.scene.segments import read_mask
 
 #: A median of fewer voxels says little.
@@ -71,8 +71,10 @@ def show_hu_chart(scene: Any, volume: Any, segmentation: Any) -> HuChart:
         raise MaskError(f"'{volume.GetName()}' has no organs to measure.")
     table = _table(scene, rows, f"{volume.GetName()} HU table")
     chart, series = _chart(scene, rows, table, f"{volume.GetName()} HU")
+    folder = folder_of(scene, volume)
     for node in (table, chart, *series):
         volume.AddNodeReferenceID(CHART_REFERENCE, node.GetID())
+        put_into(scene, folder, node)
     return HuChart(table, chart)
 
 

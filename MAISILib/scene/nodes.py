@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from MAISILib.anatomy.labels import Label, LabelTable
 from MAISILib.files.segmentations import LABEL_TAG, TERMINOLOGY_TAG
@@ -14,6 +17,8 @@ from MAISILib.volumes import LabelMap, Volume
 
 SYNTHETIC_ATTRIBUTE = "MAISI.Synthetic"
 PROVENANCE_ATTRIBUTE = "MAISI.Provenance"
+#: Fingerprint of the mask that an image was made with; see `mask_digest`.
+DIGEST_ATTRIBUTE = "MAISI.MaskDigest"
 #: Roles of the references from an image to what belongs to it: its segmentation; its HU table, chart and series.
 MASK_REFERENCE = "MAISI.Mask"
 CHART_REFERENCE = "MAISI.Chart"
@@ -74,7 +79,7 @@ def show(
     _set_display(volume_node, window_level or (CT_WINDOW_LEVEL if is_ct else None))
 
     folder = _add_folder(scene, name)
-    _put_into(scene, folder, volume_node)
+    put_into(scene, folder, volume_node)
     if mask is None:
         return volume_node, None
     mask_name = f"{name} mask"
@@ -87,8 +92,20 @@ def show(
         folder=folder,
         is_synthetic=is_synthetic,
     )
-    volume_node.SetNodeReferenceID(MASK_REFERENCE, segmentation_node.GetID())
+    belongs_to(volume_node, segmentation_node, mask)
     return volume_node, segmentation_node
+
+
+def belongs_to(volume_node: Any, segmentation_node: Any, mask: LabelMap) -> None:
+    """Lets an image know its segmentation, and the mask that this shows now."""
+    volume_node.SetNodeReferenceID(MASK_REFERENCE, segmentation_node.GetID())
+    volume_node.SetAttribute(DIGEST_ATTRIBUTE, mask_digest(mask))
+
+
+def mask_digest(mask: LabelMap) -> str:
+    """A fingerprint of a mask's voxels, by which an edited segmentation is told from the one that was shown."""
+    voxels = np.asfortranarray(mask.array).ravel(order="F")
+    return hashlib.blake2b(voxels.data, digest_size=16).hexdigest()
 
 
 def show_mask(
@@ -149,7 +166,7 @@ def show_mask(
             display.SetSegmentOpacity2DFill(segment_id, 0.0)
             display.SetSegmentOpacity3D(segment_id, 0.2)
     node.SetLabelmapConversionColorTableNodeID(_color_table(scene, mask.table).GetID())
-    _put_into(scene, folder, node)
+    put_into(scene, folder, node)
     return node
 
 
@@ -227,8 +244,15 @@ def _add_folder(scene: Any, name: str) -> int:
     return hierarchy.CreateFolderItem(hierarchy.GetSceneItemID(), name)
 
 
-def _put_into(scene: Any, folder: int | None, node: Any) -> None:
-    """Moves a node into a folder; in the application the node may have an item already."""
+def folder_of(scene: Any, node: Any) -> int | None:
+    """The subject hierarchy folder of a node; None where the node is not in the scene."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    item = hierarchy.GetItemByDataNode(node) if node.GetScene() is not None else 0
+    return hierarchy.GetItemParent(item) if item else None
+
+
+def put_into(scene: Any, folder: int | None, node: Any) -> None:
+    """Moves a node into a folder; in the application the node may have an item already. None is the top level."""
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
     parent = hierarchy.GetSceneItemID() if folder is None else folder
     item = hierarchy.GetItemByDataNode(node)

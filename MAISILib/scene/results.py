@@ -23,7 +23,15 @@ from MAISILib.files.labels import as_labels
 from MAISILib.scene.geometry import array_of, grid_of
 from MAISILib.scene.label_tables import table_of_result
 from MAISILib.scene.mrml import slicer
-from MAISILib.scene.nodes import CHART_REFERENCE, MASK_REFERENCE, show, show_mask
+from MAISILib.scene.nodes import (
+    CHART_REFERENCE,
+    MASK_REFERENCE,
+    belongs_to,
+    folder_of,
+    put_into,
+    show,
+    show_mask,
+)
 from MAISILib.scene.storage import read_volume_file, unpacked
 from MAISILib.volumes import Grid, LabelMap, Volume
 
@@ -63,16 +71,14 @@ def run(steps: Steps) -> Shown:
             return end.value
 
 
-def result_steps(
-    scene: Any, folder: Path, *, name: str = "", suffix: str = "", grid: Grid | None = None, **_: Any
-) -> Steps:
+def result_steps(scene: Any, folder: Path, *, title: str = "", suffix: str = "", grid: Grid | None = None) -> Steps:
     """Puts a result folder (``image.nii.gz``, ``mask.nii.gz``, ``provenance.json``) into a scene.
 
     Args:
         scene: A vtkMRMLScene.
         folder: The folder.
-        name: Of the nodes; made of bundle and seed where not given.
-        suffix: Appended to the name.
+        title: First words of the nodes' names, before the seed; the bundle's name where not given.
+        suffix: Last words of the names.
         grid: Where the voxels lie, if that is known better than a NIfTI header tells, which has 32 bits only: ignored
             where it differs by more than rounding.
 
@@ -85,7 +91,7 @@ def result_steps(
     settings = provenance.get("settings")
     modality = str(settings.get("modality") or "CT") if isinstance(settings, Mapping) else None
     mask = folder / MASK_NAME
-    look = _Look((name or _name_of(provenance, folder)) + suffix, modality, provenance or None)
+    look = _Look(_name_of(provenance, folder, title) + suffix, modality, provenance or None)
     return (yield from _steps(scene, folder / IMAGE_NAME, mask if mask.is_file() else None, table, look, grid))
 
 
@@ -137,7 +143,7 @@ def find_results(path: Path) -> list[Callable[..., Steps]]:
 def remove_result(scene: Any, volume: Any) -> None:
     """Removes an image with its segmentation, table and chart from a scene, and their folder if it is empty then."""
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
-    folder = _folder_of(scene, volume)
+    folder = folder_of(scene, volume)
     owned = [
         volume.GetNthNodeReference(role, number)
         for role in (MASK_REFERENCE, CHART_REFERENCE)
@@ -183,6 +189,7 @@ def _steps(scene: Any, image: Path, mask: Path | None, table: LabelTable, look: 
     modality = look.modality or ("CT" if array.min() < _LOWEST_MR else "MR")
     units = "HU" if modality.upper().startswith("CT") else "arbitrary"
     yield "showing the image"
+    look = look._replace(name=scene.GenerateUniqueName(look.name))
     node, _ = show(
         scene,
         Volume(array, affine, units),
@@ -209,11 +216,11 @@ def _steps(scene: Any, image: Path, mask: Path | None, table: LabelTable, look: 
             label_map,
             f"{look.name} mask",
             reference=node if node.GetScene() is not None else None,
-            folder=_folder_of(scene, node),
+            folder=folder_of(scene, node),
             is_synthetic=look.provenance is not None,
         )
-    if node.GetScene() is not None:  # else it was deleted in between
-        node.SetNodeReferenceID(MASK_REFERENCE, segmentation.GetID())
+        if node.GetScene() is not None:  # else it was deleted in between
+            belongs_to(node, segmentation, label_map)
     return Shown(node, segmentation, notes)
 
 
@@ -242,18 +249,10 @@ def _read_segmentation(scene: Any, path: Path, name: str, reference: Any) -> Any
         raise FileFormatError(f"{path} cannot be read as a segmentation. Load it in Slicer to see why.")
     scene.AddNode(node)
     node.CreateDefaultDisplayNodes()
-    hierarchy, folder = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene), _folder_of(scene, reference)
-    if folder is not None:
-        item = hierarchy.GetItemByDataNode(node)
-        hierarchy.SetItemParent(item, folder) if item else hierarchy.CreateItem(folder, node)
+    put_into(scene, folder_of(scene, reference), node)
+    if reference.GetScene() is not None:
+        reference.SetNodeReferenceID(MASK_REFERENCE, node.GetID())
     return node
-
-
-def _folder_of(scene: Any, node: Any) -> int | None:
-    """The subject hierarchy folder of a node; None where the node is no longer in the scene."""
-    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
-    item = hierarchy.GetItemByDataNode(node)
-    return hierarchy.GetItemParent(item) if item else None
 
 
 def _read_provenance(folder: Path) -> dict[str, Any]:
@@ -269,12 +268,12 @@ def _read_provenance(folder: Path) -> dict[str, Any]:
     return provenance
 
 
-def _name_of(provenance: Mapping[str, Any], folder: Path) -> str:
+def _name_of(provenance: Mapping[str, Any], folder: Path, title: str) -> str:
     try:
-        name = f"{provenance['bundle']['name']} seed {provenance['request']['seed']}"
+        name = f"{title or provenance['bundle']['name']} seed {provenance['request']['seed']}"
         index = int(provenance["sample"]["index"])
     except (KeyError, TypeError, ValueError):
-        return folder.name
+        return title or folder.name
     return f"{name} #{index + 1}" if index else name
 
 

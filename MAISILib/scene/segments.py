@@ -67,7 +67,9 @@ def read_mask(segmentation_node: Any, table: LabelTable, reference: Any = None) 
         if overlap.any():
             notes += _overlap_notes(placed[overlap], ranks[overlap], label_of_rank, names)
         np.maximum(ranks, placed, out=ranks)
-    return LabelMap(_looked_up(label_of_rank, ranks), target.affine, table, f"segmentation '{name}'", tuple(dict.fromkeys(notes)))
+    return LabelMap(
+        _looked_up(label_of_rank, ranks), target.affine, table, f"segmentation '{name}'", tuple(dict.fromkeys(notes))
+    )
 
 
 def _with_binary_labelmaps(node: Any, reference: Any) -> Any:

@@ -28,13 +28,16 @@ class UsersMask(NamedTuple):
     Args:
         mask: The label map.
         ct: The reference volume, where it shows the body that the segmentation lacks; else None.
-        grid: Where the voxels lie, in the reference's own coordinates.
+        grid: Where the voxels lie, in the coordinates of ``place``.
+        place: The node that gave the grid: the reference volume, or the segmentation. What transforms it transforms the
+            image, too.
         notes: What was changed, and what is unusual, in words.
     """
 
     mask: Path
     ct: Path | None
     grid: Grid
+    place: Any
     notes: tuple[str, ...]
 
 
@@ -74,7 +77,7 @@ def write_users_mask(segmentation: Any, table: LabelTable, folder: Path, referen
             notes.append(f"There is no body segment; the body is taken from '{reference.GetName()}'.")
         else:
             notes.append("There is no body segment; the body is guessed around the segments.")
-    return UsersMask(folder / MASK_NAME, ct, mask.grid, tuple(dict.fromkeys(notes)))
+    return UsersMask(folder / MASK_NAME, ct, mask.grid, reference or segmentation, tuple(dict.fromkeys(notes)))
 
 
 def _drawn_on(segmentation: Any) -> Any:
