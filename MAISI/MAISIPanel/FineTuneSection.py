@@ -10,12 +10,14 @@ from slicer.i18n import tr as _
 
 from MAISILib.errors import MaisiError
 from MAISIPanel.CasesWriter import CasePair, segmentsOf
+from MAISIPanel.DurationBox import DurationBox
 from MAISIPanel.SegmentMapping import Row, SegmentMapping
 from MAISIPanel.TrainingsView import TrainingsView
-from MAISIPanel.TrainingWish import DURATIONS, IGNORE, TrainingWish, suggestedName
-from MAISIPanel.Wording import durationText
+from MAISIPanel.TrainingWish import IGNORE, TrainingWish, suggestedName
 
 Notify = Callable[[str], None]
+#: Of the tables (pixels); Qt's own is for larger screens.
+_ROW_HEIGHT = 24
 #: The engine is asked once the user has paused for so long (milliseconds).
 _PAUSE = 300
 
@@ -42,6 +44,7 @@ class FineTuneSection:
         self._isNamedByUser = self._isLabelByUser = False
         self._problem = ""
         self._question = 0  # the newest one; answers to earlier ones come too late
+        self._durations = DurationBox(ui.durationComboBox, "normal")
         self._timer = qt.QTimer()
         self._timer.setSingleShot(True)
         self._timer.setInterval(_PAUSE)
@@ -63,10 +66,8 @@ class FineTuneSection:
         ui.focusComboBox.connect("currentIndexChanged(int)", lambda _index: self._suggestName())
         ui.nameEdit.connect("textEdited(QString)", self._onName)
         ui.startButton.connect("clicked()", self._onStart)
-        for duration in DURATIONS:
-            ui.durationComboBox.addItem(_DURATION_WORDS[duration], duration)
-        ui.durationComboBox.setCurrentIndex(DURATIONS.index("normal"))
         for table, stretched in ((ui.pairsTable, (0, 1)), (ui.mappingTable, (0, 1))):
+            table.verticalHeader().setDefaultSectionSize(_ROW_HEIGHT)
             for column in stretched:
                 table.horizontalHeader().setSectionResizeMode(column, qt.QHeaderView.Stretch)
 
@@ -222,7 +223,7 @@ class FineTuneSection:
 
         self._logic.client.send("map_segments", fields, onResult=answered, onFailed=failed)
         if not isStart:
-            self._estimate(len(pairs))
+            self._durations.estimate(self._logic.client, self._bundle, len(pairs))
 
     def _onMapped(self, data: dict[str, Any], isStart: bool) -> None:
         again = self._mapping.take(data)
@@ -239,7 +240,8 @@ class FineTuneSection:
             self._start()
 
     def _showMapping(self) -> None:
-        rows, table = self._mapping.rows, self._ui.mappingTable
+        table = self._ui.mappingTable
+        rows = sorted(self._mapping.rows, key=lambda row: row.how not in ("unknown", "new"))  # what matters, at the top
         table.setRowCount(len(rows))
         for number, row in enumerate(rows):
             name = qt.QTableWidgetItem(row.segment)
@@ -307,19 +309,6 @@ class FineTuneSection:
             self._ui.nameEdit.text = suggestedName(self._bundle, label, taken)
         self._showState()
 
-    def _estimate(self, cases: int) -> None:
-        for index, duration in enumerate(DURATIONS):
-            self._logic.client.send(
-                "finetune_estimate",
-                {"bundle": self._bundle, "cases": cases, "duration": duration},
-                onResult=lambda data, index=index: self._onEstimated(index, data),
-            )
-
-    def _onEstimated(self, index: int, data: dict[str, Any]) -> None:
-        words = _("{0}: {1} steps, about {2}")
-        text = words.format(_DURATION_WORDS[DURATIONS[index]], data["steps"], durationText(data["seconds"]))
-        self._ui.durationComboBox.setItemText(index, text)
-
     def _showState(self) -> None:
         """What is missing still, and whether the training can start."""
         isValid, reason = self.wish().isValid()
@@ -358,7 +347,6 @@ class FineTuneSection:
         self._showState()
 
 
-_DURATION_WORDS = {"quick": _("Quick"), "normal": _("Normal"), "long": _("Long")}
 _HOW_WORDS = {
     "exact": _("name"),
     "synonym": _("other name"),

@@ -100,7 +100,7 @@ def test_the_image_is_made_for_what_is_edited(editor: Editor, logic: ScriptedLog
     assert (editor.options.progressBar.value, editor.options.progressBar.maximum) == (3, 30)
     fields["onNote"]("Segment 'Segment_1' was left out.")
     fields["onDone"]([])
-    assert editor.options.stateLabel.text == "The image is in the scene. Segment 'Segment_1' was left out."
+    assert editor.options.messageLabel.text == "The image is in the scene. Segment 'Segment_1' was left out."
     assert editor.options.generateButton.text == "Generate image for this segmentation"
 
 
@@ -108,10 +108,10 @@ def test_generate_becomes_cancel(editor: Editor, logic: ScriptedLogic, painted: 
     editor.options.generateButton.click()
     editor.options.generateButton.click()
     assert len(logic.generations) == 1
-    assert editor.options.stateLabel.text == "Cancelled."
+    assert editor.options.messageLabel.text == "Cancelled."
     editor.options.generateButton.click()
     logic.generations[1].fields["onFailed"]("The worker has crashed.", "Crash")
-    assert editor.options.stateLabel.text == "The worker has crashed."
+    assert editor.options.messageLabel.text == "The worker has crashed."
 
 
 def test_the_painted_segment_becomes_a_new_label_in_its_host(

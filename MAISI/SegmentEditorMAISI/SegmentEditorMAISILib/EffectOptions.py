@@ -9,9 +9,10 @@ from typing import Any
 import qt
 import slicer
 from MAISIPanel.CasesWriter import CasePair, segmentsOf
+from MAISIPanel.DurationBox import DurationBox
 from MAISIPanel.SegmentMapping import SegmentMapping
 from MAISIPanel.TrainingProgress import TrainingProgress
-from MAISIPanel.TrainingWish import DURATIONS, IGNORE, TrainingWish, suggestedName
+from MAISIPanel.TrainingWish import IGNORE, TrainingWish, suggestedName
 from slicer.i18n import tr as _
 
 from MAISILib.errors import MaisiError
@@ -71,7 +72,9 @@ class EffectOptions:
             self._bundle = bundle
             if bundle:
                 fields = {"bundle": bundle}
-                self._logic.client.send("describe", fields, onResult=self._onDescribed, onFailed=self._onFailed)
+                self._logic.client.send(
+                    "describe", fields, onResult=self._onDescribed, onFailed=lambda text, _kind: self._tell(text)
+                )
         running = self._logic.trainingJobs.running()
         if running and self._training is None:
             self._watch(running[0])
@@ -101,12 +104,12 @@ class EffectOptions:
         self.modelLabel = _label()
         self.generateButton = qt.QPushButton(_("Generate image for this segmentation"))
         self.progressBar = qt.QProgressBar()
+        self.messageLabel = _label()
         self.segmentLabel = _label()
         self.hostComboBox = qt.QComboBox()
         self.hostComboBox.setToolTip(_("The tissue that would be there without what the segment shows."))
         self.durationComboBox = qt.QComboBox()
-        for duration, words in zip(DURATIONS, (_("Quick"), _("Normal"), _("Long")), strict=True):
-            self.durationComboBox.addItem(words, duration)
+        self._durations = DurationBox(self.durationComboBox, "quick")
         self.fineTuneButton = qt.QPushButton(_("Fine-tune on this segmentation"))
         self.stateLabel = _label()
         self.stopButton = qt.QPushButton(_("Stop"))
@@ -117,6 +120,7 @@ class EffectOptions:
         layout.addRow(_("Model:"), self.modelLabel)
         layout.addRow(self.generateButton)
         layout.addRow(self.progressBar)
+        layout.addRow(self.messageLabel)
         layout.addRow(_("Teach segment:"), self.segmentLabel)
         layout.addRow(_("It lies in:"), self.hostComboBox)
         layout.addRow(_("Duration:"), self.durationComboBox)
@@ -124,6 +128,7 @@ class EffectOptions:
         layout.addRow(self.stateLabel)
         layout.addRow(buttons)
         self.progressBar.visible = False
+        self._tell("")
         self.generateButton.connect("clicked()", self._onGenerate)
         self.fineTuneButton.connect("clicked()", self._onFineTune)
         self.stopButton.connect("clicked()", self._onStop)
@@ -145,6 +150,7 @@ class EffectOptions:
             combo.addItem(name, name)
         combo.setCurrentIndex(max(0, combo.findData(self._host or "body")))
         combo.blockSignals(False)
+        self._durations.estimate(self._logic.client, self._bundle, 1)
         self._showState()
 
     def _showState(self) -> None:
@@ -164,7 +170,7 @@ class EffectOptions:
             self._job.cancel()
             return
         edited = self._edited()
-        self.stateLabel.text = ""
+        self._tell("")
         self.progressBar.maximum = 0
         self.progressBar.visible = True
         notes: list[str] = []
@@ -188,8 +194,12 @@ class EffectOptions:
     def _ended(self, message: str) -> None:
         self._job = None
         self.progressBar.visible = False
-        self.stateLabel.text = message
+        self._tell(message)
         self._showState()
+
+    def _tell(self, message: str) -> None:
+        self.messageLabel.text = message
+        self.messageLabel.visible = bool(message)
 
     # A training
 

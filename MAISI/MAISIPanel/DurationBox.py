@@ -1,0 +1,46 @@
+"""The list of durations of a fine-tuning, each with its steps and the time that it takes on this computer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from slicer.i18n import tr as _
+
+from MAISIPanel.TrainingWish import DURATIONS
+from MAISIPanel.Wording import durationText
+
+
+class DurationBox:
+    """Fills a combo box whose data are the durations' names.
+
+    Args:
+        combo: A QComboBox.
+        chosen: What is selected at first.
+    """
+
+    def __init__(self, combo: Any, chosen: str) -> None:
+        self._combo = combo
+        self._asked = 0
+        for duration in DURATIONS:
+            combo.addItem(_WORDS[duration], duration)
+        combo.setCurrentIndex(DURATIONS.index(chosen))
+
+    def estimate(self, client: Any, bundle: str, cases: int) -> None:
+        """Asks the engine how long each duration takes for so many cases; without an answer the words stay."""
+        self._asked += 1
+        for index, duration in enumerate(DURATIONS):
+            client.send(
+                "finetune_estimate",
+                {"bundle": bundle, "cases": cases, "duration": duration},
+                onResult=lambda data, index=index, asked=self._asked: self._show(data, index, asked),
+                onFailed=lambda _message, _kind: None,
+            )
+
+    def _show(self, data: dict[str, Any], index: int, asked: int) -> None:
+        if asked == self._asked:
+            words = _("{0}: {1} steps, about {2}")
+            text = words.format(_WORDS[DURATIONS[index]], data["steps"], durationText(data["seconds"]))
+            self._combo.setItemText(index, text)
+
+
+_WORDS = {"quick": _("Quick"), "normal": _("Normal"), "long": _("Long")}
