@@ -138,8 +138,9 @@ class SetupSection:
             self._installer.install()
         except InstallError as error:
             self._notify(str(error))
-        else:
-            self._notify(_("The engine is installed."))
+            self.refresh()
+            return
+        self._notify(_("The engine is installed."))
         self._restart()
 
     def _onReport(self) -> None:

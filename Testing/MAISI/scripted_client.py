@@ -6,6 +6,8 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+from MAISILib.resources import resource
+
 LABELS = (
     ("mandible", "head and neck", [104, 178, 146], ["jaw bone"]),
     ("larynx", "head and neck", [150, 208, 243], []),
@@ -96,7 +98,7 @@ TERMS = {
 }
 BUNDLES: list[dict[str, Any]] = [
     {"name": "head-neck-mini", "title": DESCRIPTION["title"], "version": "0.2", "state": "embedded",
-     "bytes": 11_000_000, "folder": "/bundles/head-neck-mini", "licence": FREE, "problem": ""},
+     "bytes": 11_000_000, "folder": str(resource("bundles/head-neck-mini")), "licence": FREE, "problem": ""},
     {"name": "whole-body", "title": "Whole body CT", "version": "1", "state": "installed", "bytes": 2_400_000_000,
      "folder": "/bundles/whole-body", "licence": {**TERMS, "accepted": True}, "problem": ""},
     {"name": "nv-rflow-ct", "title": "NVIDIA MAISI CT", "version": "1", "state": "downloadable", "bytes": 4_100_000_000,
@@ -163,6 +165,7 @@ class ScriptedClient:
         self.bundles = copy.deepcopy(BUNDLES)
         self.sent: list[Sent] = []
         self.lastLines: list[str] = []
+        self.ready: dict[str, Any] | None = {"event": "ready", "protocol": 1}
         self.onCrash: Callable[[str], None] | None = None
         self.shutdowns = 0
         self._open: dict[str, Sent] = {}

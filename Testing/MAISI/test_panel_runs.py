@@ -1,0 +1,107 @@
+"""Runs as the panel shows them: progress, cancel, errors, and the scene changing meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from Testing.MAISI.panel_user import PanelUser, opened_panel, preview
+
+
+@pytest.fixture
+def user(scene: Any, loadedModule: Any, waitUntil: Any, tmp_path: Path, monkeypatch: Any) -> Iterator[PanelUser]:
+    with opened_panel(scene, loadedModule, waitUntil, tmp_path, monkeypatch) as user:
+        yield user
+
+
+def test_a_run_shows_how_it_goes_and_ends_in_a_row(user: PanelUser) -> None:
+    sent = user.generate()
+    assert user.reads("generateButton") == "Cancel"
+    sent.progress("diffusion", 12, 30, message="step 12", sample=0, remaining_seconds=21.4, preview=preview())
+    assert user.reads("stageLabel") == "Sampling"
+    assert (user.find("runProgressBar").value, user.find("runProgressBar").maximum) == (12, 30)
+    assert user.reads("remainingLabel") == "21 s left"
+    assert user.sees("previewLabel")
+    user.finish(sent, seed=7)
+    assert user.rows() == [["head-neck-mini seed 7", "7", "passed", "4 s"]]
+    assert not user.sees("runFrame")
+    assert user.message == ""
+
+
+def test_a_second_click_on_generate_is_no_cancel_and_no_second_run(user: PanelUser) -> None:
+    sent = user.generate()
+    user.find("generateButton").click()
+    assert len(user.client.all("generate")) == 1
+    assert not sent.isCancelled
+    assert user.reads("generateButton") == "Cancel"
+
+
+def test_cancel_ends_the_run(user: PanelUser, monkeypatch: pytest.MonkeyPatch) -> None:
+    from MAISIPanel import RunControls
+
+    monkeypatch.setattr(RunControls, "DOUBLE_CLICK_SECONDS", -1.0)
+    sent = user.generate()
+    user.press("generateButton")
+    assert sent.isCancelled
+    assert user.reads("generateButton") == "Cancelling…"
+    assert not user.find("generateButton").enabled
+    sent.cancelled()
+    assert user.reads("generateButton") == "Generate"
+    assert user.find("generateButton").enabled
+    assert user.rows() == []
+
+
+def test_an_error_is_told_in_the_panel_and_not_in_a_window(user: PanelUser, dialogs: Any) -> None:
+    user.generate().fail("No mask of the library holds all of: mandible, heart. Leave one out.", "MaskError")
+    assert user.message.startswith("No mask of the library")
+    assert dialogs.messages == []
+    assert user.reads("generateButton") == "Generate"
+    user.press("messageCloseButton")
+    assert user.message == ""
+
+
+def test_a_crash_is_told_with_its_last_lines_and_the_engine_can_be_started_again(user: PanelUser) -> None:
+    user.generate()
+    user.client.crash("The engine stopped unexpectedly (exit code 9).\nKilled")
+    assert "Killed" in user.message
+    assert user.reads("generateButton") == "Generate"
+    asked = len(user.client.all("bundles"))
+    user.press("messageActionButton")
+    assert len(user.client.all("bundles")) == asked + 1
+    assert user.message == ""
+
+
+def test_the_scene_is_closed_during_a_run(user: PanelUser, scene: Any) -> None:
+    user.type("seedEdit", "5")
+    sent = user.generate()
+    scene.Clear(0)
+    sent.progress("decode", 1, 2)
+    assert user.reads("generateButton") == "Cancel"
+    user.finish(sent, seed=5)
+    assert [row[1] for row in user.rows()] == ["5"]
+    assert user.reads("seedEdit") == "5"
+    assert user.generate().fields["request"]["seed"] == 5
+
+
+def test_parameters_come_back_with_a_saved_scene(user: PanelUser, scene: Any, tmp_path: Path) -> None:
+    user.choose("bundleComboBox", "whole-body")
+    user.type("sizeZSpinBox", "384")
+    user.type("seedEdit", "4711")
+    user.check("larynx")
+    user.find("guidanceSpinBox").value = 2.5
+    scene.SetURL(str(tmp_path / "scene.mrml"))
+    scene.Commit()
+    scene.Clear(0)
+    user.choose("bundleComboBox", "head-neck-mini")
+    user.type("seedEdit", "1")
+    scene.SetURL(str(tmp_path / "scene.mrml"))
+    scene.Connect()
+    assert user.find("bundleComboBox").currentData == "whole-body"
+    fields = user.generate().fields
+    assert fields["bundle"] == "whole-body"
+    assert fields["request"]["output_size"] == [256, 256, 384]
+    assert (fields["request"]["seed"], fields["request"]["anatomy"]) == (4711, ["larynx"])
+    assert fields["request"]["guidance_scale"] == 2.5
