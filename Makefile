@@ -9,13 +9,15 @@ PYTEST_ARGS ?=
 
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench screenshots extension-lists clean
 
 help:
 	@echo "make demo    generate one synthetic CT with its segmentation into the folder demo/"
 	@echo "make test    run all tests"
 	@echo "make lint    check style and types"
 	@echo "make bench   measure time and memory on this machine"
+	@echo "make screenshots      make the pictures of the Slicer panel in docs/images anew"
+	@echo "make extension-lists  write the lists of files of the Slicer extension anew"
 	@echo "make clean   remove what the targets above have made, except $(VENV)"
 
 $(READY): requirements.lock pyproject.toml .ci/environment
@@ -35,6 +37,12 @@ lint: $(READY)
 
 bench: $(READY)
 	@for script in Testing/benchmarks/*.py; do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
+
+screenshots: $(READY)
+	@$(VENV)/bin/python Testing/slicer_standin/screenshots.py
+
+extension-lists: $(READY)
+	@$(VENV)/bin/python Testing/extension_files.py
 
 clean:
 	rm -rf demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
