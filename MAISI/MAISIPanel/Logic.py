@@ -345,9 +345,9 @@ class MAISILogic:
 
     def shutdown(self) -> None:
         """Ends the engine and whatever it makes, and removes temporary files. Trainings go on."""
+        self.client.shutdown()
         if self._job is not None:
             self._job.abandon()
-        self.client.shutdown()
         if MAISILogic._shared is self:
             MAISILogic._shared = None
 

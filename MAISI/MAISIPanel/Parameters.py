@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -71,7 +72,7 @@ class GenerateParameters:
             (self.steps is not None and self.steps < 1, f"At least one step is needed, not {self.steps}."),
             (self.size is not None and min(self.size) < 1, f"Each size is at least one voxel; got {self.size}."),
             (
-                self.spacing is not None and not min(self.spacing) > 0,
+                self.spacing is not None and not all(0 < each < math.inf for each in self.spacing),
                 f"Voxels are larger than 0 mm; got {self.spacing}.",
             ),
         ):
