@@ -277,9 +277,8 @@ def test_methods_of_nodes_that_the_code_calls_exist(folder: str) -> None:
     for name in files_under(folder):
         if name.endswith(".py"):
             nodes = list(ast.walk(tree_of(ROOT / name)))
-            modules = {
-                a.asname or a.name for n in nodes if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names
-            }
+            imports = [n for n in nodes if isinstance(n, (ast.Import, ast.ImportFrom))]
+            modules = [[alias.asname or alias.name] for n in imports for alias in n.names]
             functions = [n.func for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
             called |= {f.attr for f in functions if f.attr[0].isupper() and chain(f.value) not in modules}
     assert called

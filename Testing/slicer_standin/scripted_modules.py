@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import slicer as _slicer
+from PySide6 import QtGui
 
 slicer: Any = _slicer
 
@@ -26,6 +27,8 @@ class ScriptedLoadableModule:
         parent.title, parent.categories, parent.dependencies = "", [], []
         parent.contributors, parent.helpText, parent.acknowledgementText = [], "", ""
         self.moduleName = type(self).__name__
+        icons = [self.resourcePath(f"Icons/{self.moduleName}{suffix}") for suffix in (".svg", ".png")]
+        parent.icon = next((QtGui.QIcon(icon) for icon in icons if os.path.isfile(icon)), QtGui.QIcon())
 
     def resourcePath(self, filename: str) -> str:
         return os.path.join(os.path.dirname(self.parent.path), "Resources", filename)
