@@ -87,8 +87,10 @@ def _looked_at(looks: dict[str, Callable[[], Check]]) -> Iterator[Check]:
     for name, look in looks.items():
         try:
             yield look()
-        except ImportError as error:
-            yield Check(name, "problem", str(error), _INSTALL)
+        except ModuleNotFoundError as error:
+            yield Check(name, "problem", f"cannot be looked at without {error.name}", "Install the packages first.")
+        except (ImportError, OSError) as error:  # a library that does not fit this computer
+            yield Check(name, "problem", str(error), "Install the package again that is named here.")
         except Exception as error:
             yield Check(name, "problem", f"{type(error).__name__}: {error}", "Copy this report and ask for help.")
 

@@ -57,6 +57,7 @@ def read_messages(stream: BinaryIO) -> Iterator[Message | ProtocolError]:
 
 def parse_message(line: bytes) -> Message | ProtocolError:
     """One line as a message, or the error that says why it is none."""
+    line = line.strip()
     try:
         data = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:

@@ -151,10 +151,10 @@ def serve() -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop_soon)
-    for target in (listen, end_anyway):
-        threading.Thread(target=target, daemon=True).start()
     ready = {"protocol": PROTOCOL_VERSION, "version": __version__, "python": platform.python_version()}
     outbox.send({"event": "ready", **ready, "pid": os.getpid()})
+    for target in (listen, end_anyway):
+        threading.Thread(target=target, daemon=True).start()
     worker.work()
     return 0
 

@@ -33,8 +33,10 @@ def estimate_seconds(bundle: Bundle, cases: int, steps: int, device: str = "auto
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
 
     Raises:
-        RequestError: The bundle has no ControlNet, or the device is not there.
+        BundleError: The bundle has no ControlNet.
+        RequestError: The device is not there.
     """
+    bundle.entry("controlnet")
     planned = plan(bundle, GenerateRequest(mask_file=Path("mask.nii.gz")), device)  # which is not read
     seconds = {stage.name: stage.seconds for stage in planned.stages}
     prediction = seconds["diffusion"] / planned.steps
