@@ -36,8 +36,8 @@ class MAISI(ScriptedLoadableModule):
         parent.contributors = ["MAISI for Slicer contributors"]
         parent.helpText = (
             _(
-                "Generates synthetic CT and MR volumes together with their segmentations, also for a segmentation of your "
-                "own, and fine-tunes the models on your data. Generated images show no patients; not for clinical use."
+                "Generates synthetic CT and MR volumes with their segmentations, also for a segmentation of your own, "
+                "and fine-tunes the models on your data. Generated images show no patients; not for clinical use."
             )
             + self.getDefaultModuleDocumentationLink()
         )
@@ -45,6 +45,13 @@ class MAISI(ScriptedLoadableModule):
             "Built on MONAI and on the MAISI networks (Guo et al., WACV 2025). The embedded model was trained on "
             "OpenKBP (Babier et al., Medical Physics 2021)."
         )
+        slicer.app.connect("startupCompleted()", self.registerSampleData)
+
+    def registerSampleData(self) -> None:
+        """Offers an example in Slicer's module *Sample Data*."""
+        from MAISIPanel.SampleImages import registerSampleData
+
+        registerSampleData()
 
 
 class MAISIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):

@@ -24,8 +24,10 @@ SAMPLE_FILES = {
 
 def registerSampleData() -> None:
     """Adds the example to *Sample Data*: a CT made by head-neck-mini, with its segmentation. Call it at start-up."""
-    from SampleData import SampleDataLogic
-
+    try:
+        from SampleData import SampleDataLogic
+    except ImportError:  # Slicer can be started without that module
+        return
     nodeNames, kinds, digests = zip(*SAMPLE_FILES.values(), strict=True)
     SampleDataLogic.registerCustomSampleDataSource(
         category="MAISI",
