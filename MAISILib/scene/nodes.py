@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -103,8 +104,14 @@ def belongs_to(volume_node: Any, segmentation_node: Any, mask: LabelMap) -> None
 
 
 def mask_digest(mask: LabelMap) -> str:
-    """A fingerprint of a mask's voxels, by which an edited segmentation is told from the one that was shown."""
-    voxels = np.asfortranarray(mask.array).ravel(order="F")
+    """A fingerprint of a mask's voxels, by which an edited segmentation is told from the one that was shown.
+
+    Their order does not matter: Slicer numbers the voxels of a left-handed grid anew when it opens a saved scene.
+    """
+    directions = mask.affine[:3, :3] / np.asarray(mask.spacing)
+    axes = max(itertools.permutations(range(3)), key=lambda axes: np.abs(directions[range(3), axes]).sum())
+    turned = tuple(slice(None, None, -1 if directions[row, axis] < 0 else 1) for row, axis in enumerate(axes))
+    voxels = np.asfortranarray(mask.array.transpose(axes)[turned]).ravel(order="F")  # along R, A and S
     return hashlib.blake2b(voxels.data, digest_size=16).hexdigest()
 
 

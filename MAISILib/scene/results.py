@@ -219,6 +219,7 @@ def _steps(scene: Any, image: Path, mask: Path | None, table: LabelTable, look: 
             folder=folder_of(scene, node),
             is_synthetic=look.provenance is not None,
         )
+        yield "showing the segmentation"
         if node.GetScene() is not None:  # else it was deleted in between
             belongs_to(node, segmentation, label_map)
     return Shown(node, segmentation, notes)

@@ -141,7 +141,7 @@ def makeSample(
     source: dict[str, Any] | None = None,
 ) -> Sample:
     """A sample of head-neck-mini as the pipeline gives it: a mandible in a body."""
-    affine = np.diag([-2.0, 2.0, 3.0, 1.0]) if affine is None else affine
+    affine = np.diag([-2.0, -2.0, 3.0, 1.0]) if affine is None else affine
     table = LabelTable.read(bundleFolder / "labels.csv", base=default_table())
     if labels is None:
         labels = np.zeros((20, 24, 18), np.uint8)
