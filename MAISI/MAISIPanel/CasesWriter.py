@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,9 @@ class CasePair:
     segmentationNode: Any
 
 
-def writeCases(pairs: Sequence[CasePair], folder: Path) -> Path:
+def writeCases(
+    pairs: Sequence[CasePair], folder: Path, onCase: Callable[[int, int], object] = lambda number, count: None
+) -> Path:
     """Writes the pairs' images (``.nrrd``) and segmentations (``.seg.nrrd``) with their list, all of them or nothing.
 
     Transforms of the nodes are taken into account: an image stays on its voxels, and the segmentation comes to lie
@@ -45,6 +47,7 @@ def writeCases(pairs: Sequence[CasePair], folder: Path) -> Path:
     Args:
         pairs: At least one.
         folder: To make; one that an earlier call has made is replaced.
+        onCase: Called before each case with its number, from 1, and how many there are. A large one takes seconds.
 
     Returns:
         The list, ``folder/cases.json``.
@@ -62,6 +65,7 @@ def writeCases(pairs: Sequence[CasePair], folder: Path) -> Path:
     cases = []
     with atomic_folder(folder, CASES_NAME) as staging:
         for number, (pair, name) in enumerate(zip(pairs, caseNames(pairs), strict=True), start=1):
+            onCase(number, len(pairs))
             image, segmentation = f"case-{number}.nrrd", f"case-{number}.seg.nrrd"
             _write(_asVolume(pair.volumeNode), slicer.vtkMRMLNRRDStorageNode(), staging / image, folder)
             _write(_asVoxels(pair), slicer.vtkMRMLSegmentationStorageNode(), staging / segmentation, folder)
@@ -94,7 +98,7 @@ def segmentsOf(pairs: Sequence[CasePair]) -> list[dict[str, str]]:
     segments: dict[str, dict[str, str]] = {}
     for pair in pairs:
         segmentation = pair.segmentationNode.GetSegmentation()
-        for segmentId in segmentation.GetSegmentIDs() if segmentation is not None else ():
+        for segmentId in segmentation.GetSegmentIDs():
             segment = segmentation.GetSegment(segmentId)
             name = segment.GetName() or segmentId
             if name not in segments and not _isEmpty(segment):
@@ -136,7 +140,7 @@ def _asVolume(node: Any) -> Any:
 def _asVoxels(pair: CasePair) -> Any:
     """A copy of the segmentation node with voxels, in the coordinates of the pair's volume."""
     node = pair.segmentationNode
-    if node.GetSegmentation() is None or node.GetSegmentation().GetNumberOfSegments() == 0:
+    if node.GetSegmentation().GetNumberOfSegments() == 0:
         raise MaskError(f"The segmentation '{node.GetName()}' has no segments. Draw or import some first.")
     toVolume = transform_between(node, pair.volumeNode)
     copy = slicer.vtkMRMLSegmentationNode()

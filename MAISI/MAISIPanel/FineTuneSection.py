@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import qt
+import slicer
 from slicer.i18n import tr as _
 
 from MAISILib.errors import MaisiError
@@ -327,13 +328,12 @@ class FineTuneSection:
             self._ui.messageLabel.text = _("A node of a case was deleted; the case is off the list. Check the rest.")
             self._ui.messageLabel.visible = True
             return
-        self._ui.startButton.enabled = True
         self._ask(isStart=True)  # what was drawn since then counts
 
     def _start(self) -> None:
         self._ui.startButton.enabled = False
         try:
-            training = self._logic.fineTune(self.pairs(), **self.wish().toDict())
+            training = self._logic.fineTune(self.pairs(), onCase=self._tellCase, **self.wish().toDict())
         except MaisiError as error:
             self._problem = str(error)
             self._showState()
@@ -341,6 +341,12 @@ class FineTuneSection:
         self._isNamedByUser = False
         self._suggestName()
         self.trainings.watch(training)
+
+    def _tellCase(self, number: int, count: int) -> None:
+        """Writing blocks the window for each case (a second for 512×512×256 voxels); this shows what goes on."""
+        self._ui.messageLabel.text = _("Writing case {0} of {1}…").format(number, count)
+        self._ui.messageLabel.visible = True
+        slicer.app.processEvents(qt.QEventLoop.ExcludeUserInputEvents)
 
     def _onFailed(self, message: str, kind: str) -> None:
         self._problem = message

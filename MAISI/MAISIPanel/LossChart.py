@@ -50,8 +50,8 @@ class LossChart:
             if found is not None:
                 kind, value = found
                 points = self._points[kind]
-                for later in [step for step in points if step > event.done]:
-                    del points[later]
+                while points and event.done <= next(reversed(points)):  # steps come in their order
+                    points.popitem()
                 points[event.done] = value
                 changed = True
         if changed:
@@ -94,7 +94,7 @@ class LossChart:
 
     def _fill(self, node: Any, kind: str) -> None:
         """Puts the points into the table as a whole: a plot of columns of unequal length would be an error."""
-        steps = sorted(self._points[kind])
+        steps = list(self._points[kind])
         values = [self._points[kind][step] for step in steps]
         columns = {"step": steps, kind: values}
         if kind == "loss":

@@ -74,11 +74,14 @@ class TrainingJobs:
         self._command = command or (lambda arguments: engineCommand(externalPython(), arguments))
         self._askedAt: dict[str, float] = {}
 
-    def start(self, cases: Any, **wish: Any) -> Training:
+    def start(
+        self, cases: Any, *, onCase: Callable[[int, int], object] = lambda number, count: None, **wish: Any
+    ) -> Training:
         """Writes the cases and starts a training in the background.
 
         Args:
             cases: Pairs of a volume node and a segmentation node; or the path of a list of cases (``cases.json``).
+            onCase: Called before each case is written, with its number and how many there are.
             wish: Fields of `TrainingWish`; ``name`` is needed.
 
         Raises:
@@ -101,7 +104,7 @@ class TrainingJobs:
                 from MAISIPanel.CasesWriter import CasePair, writeCases  # needs VTK
 
                 pairs = [pair if isinstance(pair, CasePair) else CasePair(*pair) for pair in cases]
-                listed = writeCases(pairs, folder / CASES_FOLDER)
+                listed = writeCases(pairs, folder / CASES_FOLDER, onCase)
             program, arguments, environment = self._command(asked.arguments(listed, out))
             job = detached.start(
                 folder,

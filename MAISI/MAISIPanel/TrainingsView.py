@@ -39,6 +39,8 @@ class TrainingsView:
         self._jobs = logic.trainingJobs
         self._trainings: dict[str, Any] = {}
         self._states: dict[str, str] = {}
+        self._stopping: set[str] = set()
+        self._isListed = False
         self._shown = ""
         self._progress = TrainingProgress()
         self._tail: Any = None
@@ -65,10 +67,10 @@ class TrainingsView:
             self._timer.start()
 
     def watch(self, training: Any) -> None:
-        """Shows a training that was just started or resumed, with its chart."""
+        """Shows a training that was just started; its chart comes into the scene with the first losses."""
         self._states[training.name] = "running"
         self._list(training.name)
-        self._onChart()
+        self._chart = LossChart(self._logic.scene, training.name)
         self._timer.start()
         self.poll()
 
@@ -98,12 +100,15 @@ class TrainingsView:
             self._showTraining()
         for name, state in ended:
             self._tell(name, state)
-        if not any(state in ("queued", "running") for state in self._states.values()):
+        if not any(map(self._isRunning, self._states)):
             self._timer.stop()
 
     @property
     def _current(self) -> Any:
         return self._trainings.get(self._shown)
+
+    def _isRunning(self, name: str) -> bool:
+        return self._states.get(name) in ("queued", "running")
 
     def _tell(self, name: str, state: str) -> None:
         self._relabel()
@@ -115,11 +120,13 @@ class TrainingsView:
             self._notify(_("The training '{0}' has failed: {1}").format(name, problem))
 
     def _list(self, selected: str) -> None:
+        before, isFirst, self._isListed = self._states, not self._isListed, True
         self._trainings = {training.name: training for training in self._jobs.find()}
         self._states = {
-            name: self._states.get(name) or self._jobs.state(training) for name, training in self._trainings.items()
+            name: self._states[name] if self._isRunning(name) else self._jobs.state(training)
+            for name, training in self._trainings.items()
         }
-        running = [name for name, state in self._states.items() if state in ("queued", "running")]
+        running = [name for name in self._states if self._isRunning(name)]
         wanted = next((name for name in (selected, *running, *self._trainings) if name in self._trainings), "")
         combo = self._ui.jobComboBox
         combo.blockSignals(True)
@@ -131,6 +138,9 @@ class TrainingsView:
         self._relabel()
         if wanted != self._shown:
             self._onPicked()
+        for name, state in self._states.items():
+            if state == "done" and name not in before and not isFirst:  # the Segment Editor effect has started it
+                self._tell(name, state)
 
     def _relabel(self) -> None:
         combo = self._ui.jobComboBox
@@ -151,9 +161,10 @@ class TrainingsView:
     def _showTraining(self) -> None:
         ui, training, progress = self._ui, self._current, self._progress
         state = self._states.get(self._shown, "")
-        isRunning = state in ("queued", "running")
+        isRunning = self._isRunning(self._shown)
         ui.jobComboBox.enabled = bool(self._trainings)
-        ui.stopButton.enabled = isRunning
+        isStopping = isRunning and self._shown in self._stopping
+        ui.stopButton.enabled = isRunning and not isStopping
         ui.resumeButton.enabled = state in ("failed", "cancelled")
         ui.deleteButton.enabled = training is not None and not isRunning
         ui.chartButton.enabled = progress.hasLosses
@@ -162,6 +173,8 @@ class TrainingsView:
         ui.progressBar.value = progress.done
         if training is None:
             ui.stateLabel.text = _("No trainings yet.")
+        elif isStopping:
+            ui.stateLabel.text = _("Stopping after the present step…")
         elif isRunning:
             ui.stateLabel.text = progress.line() or _("Starting…")
         elif state == "failed":
@@ -209,13 +222,15 @@ class TrainingsView:
     # What the user does
 
     def _onStop(self) -> None:
-        self._do(self._jobs.stop)
-        self._ui.stateLabel.text = _("Stopping after the present step…")
+        if self._do(self._jobs.stop):
+            self._stopping.add(self._shown)
+            self._showTraining()
 
     def _onResume(self) -> None:
         training = self._current
         if training is not None and self._do(self._jobs.resume):
             self._states[training.name] = "running"
+            self._stopping.discard(training.name)
             self._relabel()
             self._timer.start()
             self._showTraining()

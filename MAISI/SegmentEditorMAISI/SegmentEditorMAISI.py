@@ -25,7 +25,7 @@ class SegmentEditorMAISI(ScriptedLoadableModule):
 
     def registerEffect(self) -> None:
         """Makes the Segment Editor know the effect."""
-        import qSlicerSegmentationsEditorEffectsPythonQt as effects  # type: ignore[import-not-found]
+        import qSlicerSegmentationsEditorEffectsPythonQt as effects
 
         effect = effects.qSlicerSegmentEditorScriptedEffect(None)
         effect.setPythonSource(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,7 +35,8 @@ class Bench:
         dialogs = SimpleNamespace(confirm=lambda text: True)
         self.section = FineTuneSection(logic, self.ui, self.told.append, dialogs, self.made.append)
 
-    def _fineTune(self, pairs: Any, **wish: Any) -> Any:
+    def _fineTune(self, pairs: Any, onCase: Any, **wish: Any) -> Any:
+        onCase(1, len(pairs))
         self.started.append({"pairs": pairs, **wish})
         return self.trainings.add(wish["name"])
 
@@ -215,6 +215,38 @@ def test_a_training_that_ends_while_nobody_has_selected_it_brings_its_model(
     assert bench.made == ["mine"], "told once"
 
 
+def test_a_training_that_the_effect_has_started_brings_its_model_too(bench: Bench) -> None:
+    bench.trainings.add("long ago", "done")
+    bench.section.refresh()
+    bench.trainings.add("mine", "done")
+    bench.section.refresh()
+    assert bench.made == ["mine"]
+
+
+def test_a_training_that_stops_says_so_until_it_has(bench: Bench) -> None:
+    bench.trainings.add("mine", events=events())
+    bench.section.refresh()
+    bench.ui.stopButton.click()
+    bench.section.trainings.poll()
+    assert bench.ui.stateLabel.text == "Stopping after the present step…"
+    assert not bench.ui.stopButton.enabled
+    bench.trainings.states["mine"] = "cancelled"
+    bench.section.trainings.poll()
+    assert bench.ui.stateLabel.text == "Stopped at step 39. Resume goes on from there."
+    assert bench.ui.resumeButton.enabled
+
+
+def test_a_started_training_draws_its_loss_by_itself(bench: Bench, scene: Any, waitUntil: Callable[..., None]) -> None:
+    begun(bench, scene, waitUntil)
+    bench.ui.startButton.click()
+    waitUntil(lambda: bench.started)
+    assert bench.ui.jobComboBox.currentText == "tiny-Segment_1 – running"
+    assert bench.ui.nameEdit.text == "tiny-Segment_1-2", "the next one needs another name"
+    bench.trainings.events["tiny-Segment_1"] += events(10)
+    bench.section.trainings.poll()
+    assert [chart.GetName() for chart in scene.GetNodesByClass("vtkMRMLPlotChartNode")] == ["tiny-Segment_1 loss"]
+
+
 def test_a_failed_training_says_why_and_can_be_resumed(bench: Bench) -> None:
     bench.trainings.add("mine", "failed")
     bench.section.refresh()
@@ -278,17 +310,3 @@ def test_the_log_is_shown_on_demand_and_deleting_asks_first(bench: Bench) -> Non
     bench.ui.deleteButton.click()
     assert bench.trainings.calls == [("delete", "mine")]
     assert bench.ui.stateLabel.text == "No trainings yet."
-
-
-def test_the_cases_of_the_list_are_those_of_the_scene(scene: Any, tmp_path: Path, panelPath: None) -> None:
-    from MAISIPanel.CasesWriter import CasePair, writeCases
-
-    from MAISILib.training.cases import read_cases
-
-    pairs = [CasePair(*draw_case(scene, name)) for name in ("Änne: M/1", "bob", "Bob")]
-    path = writeCases(pairs, tmp_path / "Fälle von Station 3")
-    cases = read_cases(path)
-    assert [case.name for case in cases] == ["Änne M 1", "bob", "Bob 2"]
-    assert "Segment_1" in [segment.name for segment in cases[0].segments]
-    assert json.loads(path.read_text(encoding="utf-8"))["cases"][1]["image"] == "case-2.nrrd"
-    assert len(list(path.parent.iterdir())) == 7

@@ -56,7 +56,7 @@ class EffectOptions:
         self._tail: Any = None
         self._progress = TrainingProgress()
         self._host = ""
-        self._isActive = False
+        self._isActive = self._isClosed = False
         self._makeWidgets()
         self._timer = qt.QTimer()
         self._timer.setInterval(_POLL)
@@ -85,6 +85,11 @@ class EffectOptions:
         """Stops looking; generation and training go on."""
         self._isActive = False
         self._timer.stop()
+
+    def close(self) -> None:
+        """The widgets are about to be destroyed; what was begun goes on without them."""
+        self.deactivate()
+        self._isClosed = True
 
     def show(self, host: str, duration: str) -> None:
         """Shows the effect's parameters, and what can be done with what is being edited."""
@@ -143,6 +148,8 @@ class EffectOptions:
             self._store(parameter, str(combo.currentData))
 
     def _onDescribed(self, data: dict[str, Any]) -> None:
+        if self._isClosed:
+            return
         combo = self.hostComboBox
         combo.blockSignals(True)
         combo.clear()
@@ -154,6 +161,8 @@ class EffectOptions:
         self._showState()
 
     def _showState(self) -> None:
+        if self._isClosed:
+            return
         edited, isReady = self._edited(), bool(self._logic is not None and self._bundle)
         self.modelLabel.text = self._bundle or _("none chosen: open MAISI, section Model")
         hasBoth = edited.segmentationNode is not None and edited.volumeNode is not None
@@ -188,16 +197,22 @@ class EffectOptions:
         self._showState()
 
     def _onProgress(self, event: dict[str, Any]) -> None:
+        if self._isClosed:
+            return
         self.progressBar.maximum = event.get("total") or 0
         self.progressBar.value = event.get("done") or 0
 
     def _ended(self, message: str) -> None:
         self._job = None
+        if self._isClosed:
+            return
         self.progressBar.visible = False
         self._tell(message)
         self._showState()
 
     def _tell(self, message: str) -> None:
+        if self._isClosed:
+            return
         self.messageLabel.text = message
         self.messageLabel.visible = bool(message)
 
@@ -216,6 +231,7 @@ class EffectOptions:
             self.stateLabel.text = _("The segment '{0}' is empty. Draw it first.").format(taught)
             return
         self.fineTuneButton.enabled = False
+        host, duration = (str(combo.currentData or "") for combo in (self.hostComboBox, self.durationComboBox))
 
         def onMapped(data: dict[str, Any]) -> None:
             mapping.take(data)
@@ -224,9 +240,9 @@ class EffectOptions:
                 if segment != taught:
                     mapping.decide(segment, IGNORE)
             if row.label or mapping.newLabel:
-                self._start(pair, mapping, row.label or mapping.newLabel)
+                self._start(pair, mapping, row.label or mapping.newLabel, duration)
                 return
-            mapping.newLabel, mapping.host = taught, str(self.hostComboBox.currentData or "")
+            mapping.newLabel, mapping.host = taught, host
             ask()  # whether the name will do
 
         def ask() -> None:
@@ -235,20 +251,21 @@ class EffectOptions:
 
         ask()
 
-    def _start(self, pair: CasePair, mapping: SegmentMapping, focus: str) -> None:
+    def _start(self, pair: CasePair, mapping: SegmentMapping, focus: str, duration: str) -> None:
         wish = TrainingWish(
             suggestedName(self._bundle, focus, self._logic.trainingJobs.takenNames()),
             self._bundle,
             mapping.newLabels(),
             (focus,),
             mapping.edits,
-            str(self.durationComboBox.currentData),
+            duration,
         )
         try:
-            self._watch(self._logic.fineTune([pair], **wish.toDict()))
+            training = self._logic.fineTune([pair], **wish.toDict())
         except MaisiError as error:
-            self.stateLabel.text = str(error)
-        self._showState()
+            self._onFailed(str(error), "")
+            return
+        self._watch(training)
 
     def _watch(self, training: Any) -> None:
         self._training, self._progress = training, TrainingProgress()
@@ -277,6 +294,8 @@ class EffectOptions:
             self._logic.trainingJobs.stop(self._training)
 
     def _onFailed(self, message: str, _kind: str) -> None:
+        if self._isClosed:
+            return
         self.stateLabel.text = message
         self._showState()
 

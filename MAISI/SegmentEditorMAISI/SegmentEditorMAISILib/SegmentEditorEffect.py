@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import qt
-import slicer
-from SegmentEditorEffects import AbstractScriptedSegmentEditorEffect  # type: ignore[import-not-found]
+from SegmentEditorEffects import AbstractScriptedSegmentEditorEffect
 from slicer.i18n import tr as _
 
 from SegmentEditorMAISILib.EffectOptions import Edited, EffectOptions
@@ -20,12 +19,14 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect):
         scriptedEffect.name = "MAISI"  # also names its parameters: not translated
         scriptedEffect.title = _("MAISI")
         scriptedEffect.perSegment = False
+        scriptedEffect.showEffectCursorInSliceView = False
+        scriptedEffect.showEffectCursorInThreeDView = False
         super().__init__(scriptedEffect)
         self.options: EffectOptions | None = None
 
     def clone(self) -> Any:
         """Another effect of this kind, for another Segment Editor widget."""
-        import qSlicerSegmentationsEditorEffectsPythonQt as effects  # type: ignore[import-not-found]
+        import qSlicerSegmentationsEditorEffectsPythonQt as effects
 
         effect = effects.qSlicerSegmentEditorScriptedEffect(None)
         effect.setPythonSource(Path(__file__).as_posix())
@@ -75,12 +76,9 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect):
 
     def cleanup(self) -> None:
         """The clone is about to be destroyed."""
-        self.deactivate()
-        self.options = None
-
-    def createCursor(self, widget: Any) -> Any:
-        """No cursor of its own in the views: nothing is drawn."""
-        return slicer.util.mainWindow().cursor
+        if self.options is not None:
+            self.options.close()
+            self.options = None
 
     def _edited(self) -> Edited:
         node = self.scriptedEffect.parameterSetNode()
