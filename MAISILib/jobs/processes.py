@@ -15,6 +15,8 @@ from pathlib import Path
 
 #: Clocks may be set between the start of a process and the writing of its number (seconds).
 _CLOCK_TOLERANCE = 60.0
+#: Linux tells in files; macOS by the program ps.
+_HAS_PROC = Path("/proc/self/stat").exists()
 
 
 def is_running(pid: int, recorded_at: float) -> bool:
@@ -45,7 +47,7 @@ def started_at(pid: int) -> float | None:
             return None
     if sys.platform == "win32":
         return _started_on_windows(pid)
-    return _started_by_proc(pid) if Path("/proc/self/stat").exists() else _started_by_ps(pid)
+    return _started_by_proc(pid) if _HAS_PROC else _started_by_ps(pid)
 
 
 def end_group(pid: int, seconds: float = 2.0) -> None:
@@ -78,10 +80,10 @@ def ask_group(pid: int) -> None:
 
 def members_of_group(group: int) -> list[int]:
     """Running processes of a process group; POSIX only."""
-    command = ["ps", "-A", "-o", "pid=,pgid=,stat="]
-    if Path("/proc/self/stat").exists():
+    if _HAS_PROC:
         rows = [(pid, fields[2], fields[0]) for pid in _all_pids() if (fields := _proc_fields(pid))]
     else:
+        command = ["ps", "-A", "-o", "pid=,pgid=,stat="]
         table = subprocess.run(command, capture_output=True, text=True).stdout
         rows = [(int(p), g, s) for p, g, s in (line.split(None, 2) for line in table.splitlines())]
     return [pid for pid, own_group, state in rows if int(own_group) == group and state[:1] not in "ZX"]

@@ -283,6 +283,6 @@ def test_the_estimate_of_a_fine_tuning_grows_with_its_steps_and_cases(do: Do, tm
         do("finetune_estimate", bundle=parent, cases=0)
     with pytest.raises(RequestError, match="a whole number, not 'three'"):
         do("finetune_estimate", bundle=parent, cases="three")
+    bare = make_tiny_bundle(tmp_path / "bare", with_controlnet=False)
     with pytest.raises(BundleError, match="no controlnet"):
-        bare = make_tiny_bundle(tmp_path / "bare", with_controlnet=False)
         do("finetune_estimate", bundle=str(bare), cases=1)
