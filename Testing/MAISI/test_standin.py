@@ -223,10 +223,10 @@ def test_a_module_is_reloaded_in_place(small: Any, slicer: Any) -> None:
     assert again.ui.button.text == ""
 
 
-def test_a_widget_without_a_stand_in_is_named(qt: Any, slicer: Any, tmp_path: Path, capsys: Any) -> None:
+def test_a_widget_without_a_stand_in_is_named(slicer: Any, tmp_path: Path) -> None:
     path = tmp_path / "Wrong.ui"
     path.write_text(UI.replace("qMRMLNodeComboBox", "qMRMLNothing"), encoding="utf-8")
-    with pytest.raises(Exception, match=r"qMRMLNothing|no widget|Could not load"):
+    with pytest.raises(ValueError, match="qMRMLNothing"):
         slicer.util.loadUI(str(path))
 
 

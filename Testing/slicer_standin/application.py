@@ -299,6 +299,9 @@ class Application(QtWidgets.QApplication):
 
     userSettings = revisionUserSettings = settings
 
+    def startupEnvironment(self) -> Any:
+        return QtCore.QProcessEnvironment.systemEnvironment()
+
     def testingEnabled(self) -> bool:
         return False
 

@@ -73,9 +73,24 @@ class ctkCollapsibleButton(QtWidgets.QWidget):
 
 
 class ctkCollapsibleGroupBox(QtWidgets.QGroupBox):
-    """A group box that shows and hides what is in it."""
+    """A group box that shows and hides what is in it, by its title."""
 
-    collapsed = stored(bool, "collapsed", False)
+    toggled = Signal(bool)
+
+    def _is_collapsed(self) -> bool:
+        return self.__dict__.get("_collapsed", False)
+
+    def _collapse(self, collapsed: bool) -> None:
+        if collapsed != self._is_collapsed():
+            self._collapsed = collapsed
+            self.setMaximumHeight(self.fontMetrics().height() + 4 if collapsed else 16777215)
+            self.toggled.emit(not collapsed)
+
+    def mousePressEvent(self, event: Any) -> None:
+        if event.position().y() <= self.fontMetrics().height() + 4:
+            self._collapse(not self._is_collapsed())
+
+    collapsed = Property(bool, _is_collapsed, _collapse)
 
 
 class ctkSliderWidget(QtWidgets.QWidget):

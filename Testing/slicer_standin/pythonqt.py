@@ -142,7 +142,8 @@ class QUiLoader(QtUiTools.QUiLoader):
     def createWidget(self, className: str, parent: Any = None, name: str = "") -> Any:
         cls = WIDGETS.get(className) or getattr(QtWidgets, className, None)
         if cls is None:
-            raise ValueError(f"{className} of a .ui file is no widget of Qt, and there is no stand-in for it.")
+            self._unknown.append(className)
+            cls = QtWidgets.QWidget
         widget = cls(parent) if parent is not None else cls()
         widget.setObjectName(name)
         return widget
@@ -151,6 +152,7 @@ class QUiLoader(QtUiTools.QUiLoader):
         global _loading
         path = file.fileName() if isinstance(file, QtCore.QFile) else str(file)
         root = ET.parse(path).getroot()
+        self._unknown: list[str] = []
         connections = root.find("connections")
         if connections is not None:
             root.remove(connections)  # Qt finds no slots that are written in Python
@@ -162,6 +164,8 @@ class QUiLoader(QtUiTools.QUiLoader):
             top = super().load(buffer, parentWidget)
         finally:
             _loading = False
+        if self._unknown:
+            raise ValueError(f"{path}: neither a widget of Qt nor of the stand-in: {', '.join(self._unknown)}")
         for connection in connections if connections is not None else ():
             ends = {part: connection.findtext(part, "") for part in ("sender", "signal", "receiver", "slot")}
             sender, receiver = (self._named(top, ends[end]) for end in ("sender", "receiver"))
