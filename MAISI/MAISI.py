@@ -73,6 +73,8 @@ class MAISIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.panel = PanelWidget(self.parent, self.logic)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self._onSceneClosed)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self._onSceneImported)
+        for event in (slicer.mrmlScene.NodeAddedEvent, slicer.mrmlScene.NodeRemovedEvent):
+            self.addObserver(slicer.mrmlScene, event, self._onNodesChanged)
 
     def enter(self) -> None:
         """The user opens the module."""
@@ -94,6 +96,9 @@ class MAISIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _onSceneImported(self, _caller: Any, _event: Any) -> None:
         self.panel.onSceneImported()
+
+    def _onNodesChanged(self, _caller: Any, _event: Any) -> None:
+        self.panel.onNodesChanged()
 
 
 class MAISITest(ScriptedLoadableModuleTest):

@@ -62,7 +62,8 @@ def licenceDialog(parent: Any, title: str, licence: dict[str, Any]) -> Any:
     ).format(escape(title), link)
     consent = qt.QCheckBox(_("I have read the licence and accept it"))
     consent.objectName = "licenceCheckBox"
-    buttons = qt.QDialogButtonBox(qt.QDialogButtonBox.Ok | qt.QDialogButtonBox.Cancel)
+    buttons = qt.QDialogButtonBox()
+    buttons.setStandardButtons(qt.QDialogButtonBox.Ok | qt.QDialogButtonBox.Cancel)
     accept = buttons.button(qt.QDialogButtonBox.Ok)
     accept.text = _("Accept and download")
     accept.enabled = False

@@ -28,7 +28,7 @@ class GenerateSection:
         logic: Plans and generates; ``parameterNode`` keeps the parameters.
         ui: Widgets of ``MAISIGenerate.ui`` by name.
         notify: Shows a line to the user.
-        onSample: Called with volume and segmentation node of each image as it comes.
+        onSample: Called with the volume node of each image as it comes, and whether it is the first of its run.
         onBundleWanted: Called with the name of the bundle that parameters from a scene ask for.
     """
 
@@ -37,15 +37,16 @@ class GenerateSection:
         logic: Any,
         ui: Any,
         notify: Callable[[str], None],
-        onSample: Callable[[Any, Any], None],
+        onSample: Callable[[Any, bool], None],
         onBundleWanted: Callable[[str], None],
     ) -> None:
         self._logic, self._ui, self._notify = logic, ui, notify
         self._onSample, self._onBundleWanted = onSample, onBundleWanted
         self._description: Mapping[str, Any] | None = None
-        self._bundle = ""
+        self._bundle = self._described = ""
         self._restored: GenerateParameters | None = None
         self._isShowing = False
+        self._isFirst = True
         self._notes: list[str] = []
         self.anatomies = AnatomyPicker(ui, self._onChanged)
         self.sizes = SizeSliders(ui, self._onChanged)
@@ -60,7 +61,9 @@ class GenerateSection:
             (_("Processor"), "cpu"),
         ):
             ui.deviceComboBox.addItem(text, device)
-        ui.maskSourceLabel.minimumWidth = ui.spacingLabel.sizeHint.width()  # aligned with the form below
+        for label in (ui.maskSourceLabel, ui.segmentationLabel, ui.seedLabel):  # forms of their own, aligned
+            label.minimumWidth = ui.referenceLabel.sizeHint.width()
+        ui.settingsFrame.visible = False
         self._connect()
         self._showSource()
         self._say()
@@ -84,13 +87,12 @@ class GenerateSection:
     def setBundle(self, name: str) -> None:
         """Another bundle was chosen; empty where none can be used."""
         self._bundle, self._description = name, None
+        if not name:
+            self._ui.settingsFrame.visible = False
         self._say()
         if name:
             self._logic.client.send(
-                "describe",
-                {"bundle": name},
-                onResult=self._onDescribed,
-                onFailed=lambda message, _kind: self._notify(message),
+                "describe", {"bundle": name}, onResult=self._onDescribed, onFailed=self._onUndescribed
             )
 
     def restore(self) -> None:
@@ -152,11 +154,11 @@ class GenerateSection:
         if self.run.isRunning:
             return
         self.run.start(count)
-        self._notes = []
+        self._notes, self._isFirst = [], True
         begin(
             onDone=lambda _nodes: self._ended(),
             onProgress=self.run.show,
-            onSample=self._onSample,
+            onSample=self._onImage,
             onNote=self._onNote,
             onFailed=self._onFailed,
             onCancelled=self._ended,
@@ -171,6 +173,10 @@ class GenerateSection:
         self._logic.parameterNode.set(parameters)
         self._notify("")
         self.start(lambda **callbacks: self._logic.generateFromParameters(parameters, **callbacks), parameters.count)
+
+    def _onImage(self, volumeNode: Any, _segmentationNode: Any) -> None:
+        self._onSample(volumeNode, self._isFirst)
+        self._isFirst = False
 
     def _onNote(self, note: str) -> None:
         self._notes.append(note)
@@ -189,8 +195,11 @@ class GenerateSection:
     def _onDescribed(self, description: dict[str, Any]) -> None:
         if description.get("name", self._bundle) != self._bundle:
             return  # the answer to an earlier choice
-        isFirst = self._description is None and self._restored is None
-        self._description = description
+        isFirst = self._described != self._bundle
+        if not isFirst and self._restored is None:
+            self._restored = self.parameters()  # described once more: what the user has set stays
+        self._description, self._described = description, self._bundle
+        self._ui.settingsFrame.visible = True
         with self._showing():
             self._offer(description)
             if isFirst:
@@ -245,7 +254,7 @@ class GenerateSection:
             with self._showing():
                 self._show(parameters)
         self._showSource()
-        self._onChanged()
+        self._keep()
 
     def _show(self, parameters: GenerateParameters) -> None:
         ui, description = self._ui, self._description or {}
@@ -304,9 +313,12 @@ class GenerateSection:
         self._onChanged()
 
     def _onChanged(self) -> None:
-        """Keeps what the widgets say in the scene, and asks what it costs."""
-        if self._isShowing:
+        """The user has changed something: the scene keeps it, and the cost is asked for."""
+        if self._isShowing or self._logic.scene.IsBatchProcessing():  # nodes come or go with a scene: no wish either
             return
+        self._keep()
+
+    def _keep(self) -> None:
         if self._description is not None:
             self._logic.parameterNode.set(self.parameters())
         self._say()

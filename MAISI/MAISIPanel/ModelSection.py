@@ -40,6 +40,11 @@ class ModelSection:
         self._showBundle()
 
     @property
+    def isBusy(self) -> bool:
+        """Whether a download or an import runs."""
+        return self._running
+
+    @property
     def chosen(self) -> dict[str, Any] | None:
         """The bundle in the list, as the engine describes it; ``None`` where there is none."""
         return self._bundles.get(str(self._ui.bundleComboBox.currentData or ""))
@@ -64,7 +69,8 @@ class ModelSection:
         combo.blockSignals(True)
         combo.clear()
         for bundle in self._bundles.values():
-            combo.addItem(bundle.get("title") or bundle["name"], bundle["name"])
+            words = "{0}" if _state(bundle) != "downloadable" else _("{0} – not downloaded")
+            combo.addItem(words.format(_title(bundle)), bundle["name"])
         usable = [name for name, bundle in self._bundles.items() if _isUsable(bundle)]
         for name in (self._wanted, before, *usable):
             if name in self._bundles:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import qt
 import slicer
 from slicer.i18n import tr as _
 
@@ -19,6 +20,8 @@ from MAISIPanel.ResultsSection import ResultsSection
 from MAISIPanel.SetupSection import SetupSection
 
 UI_FOLDER = Path(__file__).resolve().parents[1] / "Resources" / "UI"
+#: Milliseconds without another node before the table of results is filled again.
+_PAUSE_MS = 200
 
 
 class PanelWidget:
@@ -44,10 +47,16 @@ class PanelWidget:
         self.results = ResultsSection(logic, ui["Results"], notify, dialogs, self.generate.start)
         self.load = LoadSection(logic, ui["Load"], notify, dialogs, self._onSample)
         self.fineTune = FineTuneSection(logic, ui["FineTune"], notify, dialogs, self._onBundleMade)
-        self.setup = SetupSection(logic, ui["Setup"], notify, dialogs, installer or Installer(), self.refreshEngine)
+        self.setup = SetupSection(
+            logic, ui["Setup"], notify, dialogs, installer or Installer(), self.refreshEngine, self._isBusy
+        )
         self.widget.setMRMLScene(slicer.mrmlScene)
         logic.client.onCrash = self._onCrash
         self._isFresh = True
+        self._nodesTimer = qt.QTimer()
+        self._nodesTimer.setSingleShot(True)
+        self._nodesTimer.setInterval(_PAUSE_MS)
+        self._nodesTimer.connect("timeout()", self.results.refresh)
 
     def enter(self) -> None:
         """The user looks at the panel: at first the engine is asked what there is."""
@@ -66,6 +75,7 @@ class PanelWidget:
     def cleanup(self) -> None:
         """The panel is taken down."""
         self.logic.client.onCrash = None
+        self._nodesTimer.stop()
         self.generate.cleanup()
         self.fineTune.cleanup()
 
@@ -88,6 +98,10 @@ class PanelWidget:
         self.generate.restore()
         self.results.refresh()
 
+    def onNodesChanged(self) -> None:
+        """Nodes came or went, perhaps results: the table follows a moment later, when all of them are there."""
+        self._nodesTimer.start()
+
     def _slots(self) -> dict[str, Any]:
         """Where each section goes."""
         return {
@@ -103,7 +117,7 @@ class PanelWidget:
         """Loads a section's widgets into its place; they follow the scene."""
         widget, ui = _load(name)
         layout.addWidget(widget)
-        self.widget.connect("mrmlSceneChanged(vtkMRMLScene*)", widget.setMRMLScene)
+        self.widget.connect("mrmlSceneChanged(vtkMRMLScene*)", widget, "setMRMLScene(vtkMRMLScene*)")
         return ui
 
     def _onBundle(self, name: str) -> None:
@@ -114,9 +128,12 @@ class PanelWidget:
         self.model.choose(name)
         self.model.refresh()
 
-    def _onSample(self, volumeNode: Any, _segmentationNode: Any) -> None:
+    def _isBusy(self) -> bool:
+        return self.logic.isGenerating or self.model.isBusy
+
+    def _onSample(self, volumeNode: Any, isFirst: bool) -> None:
         self.ui.resultsButton.collapsed = False
-        self.results.added(volumeNode)
+        self.results.added(volumeNode, isFirst)
 
     def _onCrash(self, message: str) -> None:
         self.message.show(message, _("Start engine again"), self.refreshEngine)

@@ -13,6 +13,9 @@ from slicer.i18n import tr as _
 from MAISILib.errors import MaisiError
 from MAISIPanel.Wording import durationText
 
+#: Rows that the table shows without scrolling.
+_MOST_ROWS = 6
+
 
 class ResultsSection:
     """A table of the results that the scene holds.
@@ -47,7 +50,7 @@ class ResultsSection:
     @property
     def selected(self) -> list[Any]:
         """The selected results, in the order of the table."""
-        rows = sorted({index.row() for index in self._ui.resultsTable.selectedIndexes()})
+        rows = sorted({index.row() for index in self._ui.resultsTable.selectionModel().selectedRows()})
         return [self._entries[row] for row in rows if row < len(self._entries)]
 
     def refresh(self) -> None:
@@ -64,14 +67,18 @@ class ResultsSection:
                 table.setItem(row, column, item)
         table.clearSelection()
         table.blockSignals(False)
+        rows = max(2, min(_MOST_ROWS, len(self._entries)))
+        header = table.horizontalHeader().sizeHint.height()
+        table.minimumHeight = table.maximumHeight = header + rows * table.verticalHeader().defaultSectionSize + 4
         self._select(chosen)
 
-    def added(self, volumeNode: Any) -> None:
-        """A result has come into the scene: it is listed, selected and shown."""
+    def added(self, volumeNode: Any, isFirst: bool) -> None:
+        """A result has come into the scene: it is listed and selected, and the first one of a run is shown."""
         self.refresh()
         self._ui.resultsTable.clearSelection()
         self._select({volumeNode.GetID()})
-        self._onShow()
+        if isFirst:
+            self._onShow()
 
     def onSceneClosed(self) -> None:
         """The results are gone with the scene."""
@@ -90,7 +97,7 @@ class ResultsSection:
     def _showSelection(self) -> None:
         ui, selected = self._ui, self.selected
         isEmpty = not self._entries
-        ui.resultsTable.visible = not isEmpty
+        ui.resultsTable.visible = ui.resultButtonsFrame.visible = not isEmpty
         ui.resultsEmptyLabel.visible = isEmpty
         ui.compareButton.enabled = len(selected) == 2
         for button in (ui.showButton, ui.replayButton, ui.chartButton):

@@ -34,6 +34,7 @@ class SetupSection:
         dialogs: Asks for files.
         installer: Knows what is missing in this Python.
         onEngineChanged: Called when another or a newly installed engine is to be asked from now on.
+        isBusy: Whether something runs that a change of the engine would end.
     """
 
     def __init__(
@@ -44,9 +45,10 @@ class SetupSection:
         dialogs: Any,
         installer: Installer,
         onEngineChanged: Callable[[], None],
+        isBusy: Callable[[], bool],
     ) -> None:
         self._logic, self._ui, self._notify, self._dialogs = logic, ui, notify, dialogs
-        self._installer, self._onEngineChanged = installer, onEngineChanged
+        self._installer, self._onEngineChanged, self._isBusy = installer, onEngineChanged, isBusy
         self._engineChecks: list[Check] = []
         self._asked = 0
         ui.pythonEdit.text = externalPython() or ""
@@ -88,12 +90,9 @@ class SetupSection:
 
     def report(self) -> str:
         """The checks and the end of the engine's log as plain text."""
-        lines = [
-            "MAISI for Slicer",
-            f"{platform.platform()}",
-            f"Engine: {' '.join(engineCommand(externalPython())[1])}",
-            "",
-        ]
+        command = engineCommand(externalPython())
+        engine = " ".join([command.program, *command.arguments])
+        lines = [f"MAISI for Slicer on {platform.platform()}", _("Engine: {0}").format(engine), ""]
         for check in self._checks():
             lines.append(f"[{check['state']}] {check['name']}: {check['found']}")
             if check["advice"]:
@@ -113,8 +112,8 @@ class SetupSection:
             checks.append(_check(_("Python of the engine"), "ok" if there else "problem", external, advice))
             return checks
         missing = self._installer.missing()
-        python = ".".join(map(str, sys.version_info[:3]))
-        checks.append(_check("Python", "ok", python))
+        if missing:  # else the engine says what it runs in
+            checks.append(_check("Python", "ok", ".".join(map(str, sys.version_info[:3]))))
         if missing and self._installer.obstacle():
             checks.append(_check(_("Packages"), "problem", _("cannot be installed here"), self._installer.obstacle()))
         elif missing:
@@ -133,6 +132,8 @@ class SetupSection:
         )
 
     def _onInstall(self) -> None:
+        if self._mustWait():
+            return
         self._ui.installButton.enabled = False
         try:
             self._installer.install()
@@ -155,9 +156,18 @@ class SetupSection:
 
     def _onPython(self) -> None:
         path = self._ui.pythonEdit.text.strip()
-        if path != (externalPython() or ""):
-            setExternalPython(path)
-            self._restart()
+        if path == (externalPython() or ""):
+            return
+        if self._mustWait():
+            self._ui.pythonEdit.text = externalPython() or ""
+            return
+        setExternalPython(path)
+        self._restart()
+
+    def _mustWait(self) -> bool:
+        if self._isBusy():
+            self._notify(_("The engine is at work. Wait for it, or cancel the run, before you change the engine."))
+        return self._isBusy()
 
     def _restart(self) -> None:
         self._logic.client.shutdown()
@@ -172,9 +182,8 @@ def _row(check: Check) -> str:
     mark, color = _MARKS.get(check["state"], _MARKS["problem"])
     found = escape(check["found"]).replace("\n", "<br>")
     advice = f'<br><span style="color:{color}">{escape(check["advice"])}</span>' if check.get("advice") else ""
-    return (
-        f'<tr><td style="color:{color}"><b>{mark}</b></td><td><b>{escape(check["name"])}</b>: {found}{advice}</td></tr>'
-    )
+    name = escape(check["name"][:1].upper() + check["name"][1:])
+    return f'<tr><td style="color:{color}"><b>{mark}</b></td><td><b>{name}</b>: {found}{advice}</td></tr>'
 
 
 def _slicerVersion() -> str:

@@ -31,19 +31,20 @@ def preview() -> str:
 def opened_panel(
     scene: Any, loadedModule: Any, waitUntil: Any, tmp_path: Path, monkeypatch: Any, client: Any = None
 ) -> Iterator[PanelUser]:
-    """Opens the module in the stand-in, with an engine that the test plays (or another client).
+    """Opens the module in the stand-in.
 
-    The arguments are the fixtures of these names.
+    Args:
+        scene, loadedModule, waitUntil, tmp_path, monkeypatch: The fixtures of these names.
+        client: An engine that the test plays; ``"engine"`` for the real one.
     """
     if str(MODULE_FOLDER) not in sys.path:  # as Slicer does before it loads the module
         sys.path.insert(0, str(MODULE_FOLDER))
     from MAISIPanel.Logic import MAISILogic
 
     monkeypatch.setenv("MAISI_DATA", str(tmp_path / "data"))
-    client = client or ScriptedClient()
-    logic = MAISILogic(scene, client)
+    logic = MAISILogic(scene, None if client == "engine" else client or ScriptedClient())
     monkeypatch.setattr(MAISILogic, "_shared", logic)
-    yield PanelUser(loadedModule("MAISI.py"), client, waitUntil)
+    yield PanelUser(loadedModule("MAISI.py"), logic.client, waitUntil)
     logic.shutdown()
 
 
@@ -56,7 +57,7 @@ class PanelUser:
         waitUntil: Lets the event loop run until something is so.
     """
 
-    def __init__(self, widget: Any, client: ScriptedClient, waitUntil: Any) -> None:
+    def __init__(self, widget: Any, client: Any, waitUntil: Any) -> None:
         self.widget, self.panel, self.client, self.waitUntil = widget, widget.panel, client, waitUntil
 
     def find(self, name: str) -> Any:

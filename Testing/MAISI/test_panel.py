@@ -134,14 +134,14 @@ def test_an_engine_that_cannot_start_is_explained_in_setup(
 ) -> None:
     client = ScriptedClient()
     message = "The engine ended at its start (exit code 1).\nImportError: libcuda.so.1"
-    client.lastLines = message.splitlines()
+    client.lastLines = list(message.splitlines())
     for command in client.answers:
         client.answers[command] = type("Crash", (Exception,), {})(message)
     with opened_panel(scene, loadedModule, waitUntil, tmp_path, monkeypatch, client) as user:
         assert "libcuda" in user.reads("checksLabel")
         assert "libcuda" in user.message
         report = user.panel.setup.report()
-        assert "[ok] Python" in report
+        assert "[ok] Slicer: 5.13" in report
         assert "ImportError: libcuda.so.1" in report
         client.answers.update(ScriptedClient().answers)
         client.answers["bundles"] = {"bundles": client.bundles}

@@ -27,6 +27,15 @@ def test_choosing_a_bundle_shows_what_it_can_do(user: PanelUser) -> None:
     assert "NVIDIA Open Model License" in user.reads("bundleLabel")
 
 
+def test_asking_the_engine_again_keeps_what_was_set(user: PanelUser) -> None:
+    user.find("stepsSpinBox").value = 12
+    user.type("sizeXSpinBox", "96")
+    user.press("checkButton")
+    assert (user.find("stepsSpinBox").value, user.find("sizeXSpinBox").value) == (12, 96)
+    user.choose("bundleComboBox", "whole-body")
+    assert (user.find("stepsSpinBox").value, user.find("sizeXSpinBox").value) == (30, 256)
+
+
 def test_a_bundle_that_is_not_here_cannot_generate(user: PanelUser) -> None:
     user.choose("bundleComboBox", "nv-rflow-ct")
     assert not user.find("generateButton").enabled

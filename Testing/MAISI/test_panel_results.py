@@ -44,8 +44,13 @@ def test_a_result_is_shown_compared_made_again_saved_and_deleted(
 def test_a_volume_that_was_deleted_elsewhere_leaves_the_table(user: PanelUser, scene: Any) -> None:
     user.finish(user.generate(), seed=3)
     scene.RemoveNode(scene.GetFirstNodeByClass("vtkMRMLScalarVolumeNode"))
-    user.press("showButton")
+    user.press("showButton")  # at once
     assert user.rows() == []
+
+
+def test_what_the_console_made_is_listed_too(user: PanelUser, tmp_path: Path) -> None:
+    user.panel.logic.loadResult(write_result(tmp_path / "sample-0000", seed=4))
+    user.waitUntil(lambda: [row[1] for row in user.rows()] == ["4"])
 
 
 def test_results_come_back_with_a_saved_scene(user: PanelUser, scene: Any, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from Testing.MAISI.panel_user import PanelUser, opened_panel, preview
+from Testing.MAISI.panel_user import PanelUser, opened_panel, preview, write_result
 
 
 @pytest.fixture
@@ -72,6 +72,28 @@ def test_a_crash_is_told_with_its_last_lines_and_the_engine_can_be_started_again
     user.press("messageActionButton")
     assert len(user.client.all("bundles")) == asked + 1
     assert user.message == ""
+
+
+def test_the_engine_is_not_changed_during_a_run(user: PanelUser) -> None:
+    from MAISIPanel.EngineProcess import externalPython
+
+    sent = user.generate()
+    user.type("pythonEdit", "/opt/python")
+    assert "at work" in user.message
+    assert (user.reads("pythonEdit"), externalPython()) == ("", None)
+    sent.cancelled()
+    assert user.reads("generateButton") == "Generate"
+
+
+def test_only_the_first_image_of_a_run_takes_the_views(user: PanelUser, scene: Any, tmp_path: Path) -> None:
+    user.find("countSpinBox").value = 2
+    sent = user.generate()
+    for seed in (1, 2):
+        sent.sample(folder=str(write_result(tmp_path / f"sample-{seed}", seed)), seed=seed, index=seed - 1)
+        user.waitUntil(lambda seed=seed: len(user.rows()) == seed)
+    shown = scene.GetNodeByID("vtkMRMLSliceCompositeNodeRed").GetBackgroundVolumeID()
+    assert scene.GetNodeByID(shown).GetName() == user.rows()[0][0]
+    assert user.panel.results.selected[0].name == user.rows()[1][0]
 
 
 def test_the_scene_is_closed_during_a_run(user: PanelUser, scene: Any) -> None:
