@@ -183,18 +183,8 @@ class MAISILogic:
             lambda job: job.generate(bundle, request, device, segmentationNode, referenceVolumeNode),
         )
 
-    def generateFromParameters(
-        self,
-        parameters: GenerateParameters,
-        onDone: Callable[[list[Nodes]], Any] | None = None,
-        onProgress: Callable[[dict[str, Any]], Any] | None = None,
-        onSample: Callable[[Any, Any], Any] | None = None,
-        onNote: Callable[[str], Any] | None = None,
-        onFailed: Callable[[str, str], Any] | None = None,
-        onCancelled: Callable[[], Any] | None = None,
-    ) -> GenerationJob:
-        """`generateAsync` for the settings of the panel."""
-        callbacks = Callbacks(onDone, onProgress, onSample, onNote, onFailed, onCancelled)
+    def generateFromParameters(self, parameters: GenerateParameters, **callbacks: Any) -> GenerationJob:
+        """`generateAsync` for the settings of the panel; callbacks as there."""
         isValid, reason = parameters.isValid()
         segmentation = self.scene.GetNodeByID(parameters.segmentationNodeID or "")
         reference = self.scene.GetNodeByID(parameters.referenceVolumeID or "")
@@ -209,7 +199,7 @@ class MAISILogic:
             nodes = (segmentation, reference) if isForSegmentation else (None, None)
             job.generate(parameters.bundle, parameters.toRequest(), parameters.device, *nodes)
 
-        return self._start(callbacks, begin)
+        return self._start(Callbacks(**callbacks), begin)
 
     def plan(
         self,
@@ -239,19 +229,9 @@ class MAISILogic:
         """
         return self._finished(self.replayAsync(volumeNode))
 
-    def replayAsync(
-        self,
-        volumeNode: Any,
-        onDone: Callable[[list[Nodes]], Any] | None = None,
-        onProgress: Callable[[dict[str, Any]], Any] | None = None,
-        onSample: Callable[[Any, Any], Any] | None = None,
-        onNote: Callable[[str], Any] | None = None,
-        onFailed: Callable[[str, str], Any] | None = None,
-        onCancelled: Callable[[], Any] | None = None,
-    ) -> GenerationJob:
+    def replayAsync(self, volumeNode: Any, **callbacks: Any) -> GenerationJob:
         """`replay` without waiting; callbacks as for `generateAsync`."""
-        callbacks = Callbacks(onDone, onProgress, onSample, onNote, onFailed, onCancelled)
-        return self._start(callbacks, lambda job: job.replay(ResultEntry(volumeNode)))
+        return self._start(Callbacks(**callbacks), lambda job: job.replay(ResultEntry(volumeNode)))
 
     def cancel(self) -> None:
         """Stops the generation that runs."""
@@ -303,20 +283,12 @@ class MAISILogic:
         """
         return self._finishedLoading(self.loadAsync(image, labelmap))[0]
 
-    def loadAsync(
-        self,
-        path: str | Path,
-        labelmap: str | Path | None = None,
-        onDone: Callable[[list[Nodes]], Any] | None = None,
-        onProgress: Callable[[dict[str, Any]], Any] | None = None,
-        onSample: Callable[[Any, Any], Any] | None = None,
-        onNote: Callable[[str], Any] | None = None,
-        onFailed: Callable[[str, str], Any] | None = None,
-        onCancelled: Callable[[], Any] | None = None,
-    ) -> GenerationJob:
-        """`loadResult` or, with a label map or the path of an image, `loadPair`, in short steps from the event loop."""
-        callbacks = Callbacks(onDone, onProgress, onSample, onNote, onFailed, onCancelled)
-        job = self._newJob(callbacks)
+    def loadAsync(self, path: str | Path, labelmap: str | Path | None = None, **callbacks: Any) -> GenerationJob:
+        """`loadResult` or, with a label map, `loadPair`, in short steps from the event loop.
+
+        Callbacks as for `generateAsync`.
+        """
+        job = self._newJob(Callbacks(**callbacks))
         job.load(Path(path), Path(labelmap) if labelmap else None, self.parameterNode.get().bundle)
         return job
 

@@ -83,11 +83,10 @@ def test_where_nothing_can_be_measured_that_is_told(scene: Any, make_image: Make
         show_hu_chart(scene, volume, None)
 
 
-@pytest.mark.parametrize(
-    "strange", [{}, {"quality": None}, {"quality": {"organs": 3}}, {"quality": {"organs": [{}, 1]}}]
-)
+@pytest.mark.parametrize("quality", [None, {}, {"organs": 3}, {"organs": [{}, 1]}])
 def test_a_strange_provenance_gives_no_rows(quality: Any) -> None:
     assert rows_of_provenance({"quality": quality}) == []
+    assert rows_of_provenance({}) == []
 
 
 def test_the_ends_of_a_range_belong_to_it() -> None:

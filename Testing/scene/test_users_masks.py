@@ -1,4 +1,4 @@
-"""A segmentation that the user drew becomes the engine's mask file, wherever it was drawn, and says what was changed."""
+"""What the user drew, wherever it was, becomes the engine's mask file, and what was changed is told."""
 
 from __future__ import annotations
 
