@@ -1,4 +1,4 @@
-"""Volumes and segmentations as a user has them in the scene, and an engine that answers from a script."""
+"""Volumes and segmentations as a user has them in the scene, and an engine that knows their labels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from MAISILib.volumes import LabelMap
+from Testing.MAISI.scripted_client import ScriptedClient
 from Testing.training.users_cases import LESION, patient
 
 
@@ -41,35 +42,8 @@ def paint(node: Any, name: str, voxels: np.ndarray, affine: np.ndarray) -> str:
     return segmentId
 
 
-class ScriptedClient:
-    """Stands in for the engine's `WorkerClient`: it answers at once.
-
-    Args:
-        answers: Command → what it answers, or a function of the fields that gives that; an Exception fails.
-    """
-
-    def __init__(self, answers: dict[str, Any]) -> None:
-        self.answers = answers
-        self.sent: list[tuple[str, dict[str, Any]]] = []
-
-    def send(self, command: str, fields: Any = None, onResult: Any = None, onFailed: Any = None, **_: Any) -> str:
-        fields = fields or {}
-        self.sent.append((command, fields))
-        answer = self.answers.get(command, {})
-        answer = answer(fields) if callable(answer) else answer
-        if isinstance(answer, Exception):
-            if onFailed:
-                onFailed(str(answer), type(answer).__name__)
-        elif onResult:
-            onResult(answer)
-        return str(len(self.sent))
-
-    def cancel(self, _id: str) -> None:
-        """Nothing takes long here."""
-
-
-def engine(labels: tuple[str, ...] = ("body", "liver", "left lung upper lobe")) -> dict[str, Any]:
-    """Answers of an engine whose model knows some labels."""
+def engine(labels: tuple[str, ...] = ("body", "liver", "left lung upper lobe")) -> ScriptedClient:
+    """An engine whose model knows some labels."""
 
     def describe(fields: dict[str, Any]) -> dict[str, Any]:
         return {"name": fields["bundle"], "labels": [{"value": v, "name": n} for v, n in enumerate(labels, 1)]}
@@ -101,4 +75,6 @@ def engine(labels: tuple[str, ...] = ("body", "liver", "left lung upper lobe")) 
 
         return answer
 
-    return {"describe": describe, "map_segments": failing(map_segments), "finetune_estimate": estimate}
+    client = ScriptedClient()
+    client.answers.update(describe=describe, map_segments=failing(map_segments), finetune_estimate=estimate)
+    return client

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,16 +11,18 @@ from typing import Any
 
 import pytest
 
-from MAISILib.errors import MaskError
-from Testing.MAISI.drawn_cases import ScriptedClient, draw_case, engine
+from MAISILib.errors import MaisiError, MaskError
+from Testing.MAISI.drawn_cases import draw_case, engine
 from Testing.MAISI.scripted_trainings import ScriptedTrainings, events
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class ScriptedLogic:
     """Stands in for the logic of the module MAISI."""
 
     def __init__(self, scene: Any, work: Path) -> None:
-        self.scene, self.client = scene, ScriptedClient(engine())
+        self.scene, self.client = scene, engine()
         self.trainingJobs = ScriptedTrainings(work)
         self.parameterNode = SimpleNamespace(get=lambda: SimpleNamespace(bundle="tiny"))
         self.generations: list[Any] = []
@@ -58,7 +62,7 @@ class Editor:
 
 @pytest.fixture
 def logic(scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ScriptedLogic:
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "MAISI"))
+    monkeypatch.syspath_prepend(str(ROOT / "MAISI"))
     from MAISIPanel.Logic import MAISILogic
 
     made = ScriptedLogic(scene, tmp_path)
@@ -185,3 +189,34 @@ def test_the_effect_has_an_icon_and_help(editor: Editor) -> None:
     assert not effect.icon().isNull()
     assert len(effect.icon().availableSizes()) == 1
     assert "Fine-tune" in effect.helpText()
+
+
+def test_an_engine_that_is_missing_is_told_with_the_way_to_setup(
+    editor: Editor, logic: ScriptedLogic, scene: Any
+) -> None:
+    logic.client.answers["describe"] = MaisiError("The engine ended at its start: No module named 'torch'.")
+    editor.edit(*draw_case(scene), "painted_Segment_1")
+    editor.widget.setActiveEffectByName("MAISI")
+    assert "No module named 'torch'" in editor.options.messageLabel.text
+    assert "section Setup" in editor.options.messageLabel.text
+    assert not editor.options.generateButton.enabled
+    logic.client.answers.update(engine().answers)
+    editor.widget.setActiveEffectByName("")
+    editor.widget.setActiveEffectByName("MAISI")
+    assert editor.options.generateButton.enabled
+
+
+def test_slicers_start_does_not_load_numpy(app: Any) -> None:
+    """Slicer reads the module and the effect when it starts, whoever needs them."""
+    code = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "MAISI")!r}]
+from Testing.slicer_standin import install, loadModule
+install()
+for name in [name for name in sys.modules if name.partition(".")[0] in ("numpy", "MAISILib", "MAISIPanel")]:
+    del sys.modules[name]
+loadModule({str(ROOT / "MAISI" / "SegmentEditorMAISI" / "SegmentEditorMAISI.py")!r})
+print(sorted({{name.partition(".")[0] for name in sys.modules}} & {{"numpy", "torch", "MAISILib", "MAISIPanel"}}))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.stdout.strip().splitlines()[-1:] == ["[]"], run.stderr

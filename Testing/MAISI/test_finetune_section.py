@@ -12,7 +12,7 @@ import pytest
 
 from MAISILib.errors import RequestError
 from MAISILib.jobs.folder import Event
-from Testing.MAISI.drawn_cases import ScriptedClient, draw_case, engine, paint
+from Testing.MAISI.drawn_cases import draw_case, engine, paint
 from Testing.MAISI.scripted_trainings import ScriptedTrainings, events
 
 
@@ -27,7 +27,7 @@ class Bench:
         self.widget = slicer.util.loadUI(str(path))
         self.ui = slicer.util.childWidgetVariables(self.widget)
         self.widget.setMRMLScene(scene)
-        self.client, self.trainings = ScriptedClient(engine()), ScriptedTrainings(work)
+        self.client, self.trainings = engine(), ScriptedTrainings(work)
         self.started: list[dict[str, Any]] = []
         self.told: list[str] = []
         self.made: list[str] = []

@@ -72,9 +72,7 @@ class EffectOptions:
             self._bundle = bundle
             if bundle:
                 fields = {"bundle": bundle}
-                self._logic.client.send(
-                    "describe", fields, onResult=self._onDescribed, onFailed=lambda text, _kind: self._tell(text)
-                )
+                self._logic.client.send("describe", fields, onResult=self._onDescribed, onFailed=self._onNotDescribed)
         running = self._logic.trainingJobs.running()
         if running and self._training is None:
             self._watch(running[0])
@@ -158,6 +156,11 @@ class EffectOptions:
         combo.setCurrentIndex(max(0, combo.findData(self._host or "body")))
         combo.blockSignals(False)
         self._durations.estimate(self._logic.client, self._bundle, 1)
+        self._showState()
+
+    def _onNotDescribed(self, message: str, _kind: str) -> None:
+        self._bundle = ""
+        self._tell(_("{0} Open MAISI: its section Setup says what is missing.").format(message))
         self._showState()
 
     def _showState(self) -> None:

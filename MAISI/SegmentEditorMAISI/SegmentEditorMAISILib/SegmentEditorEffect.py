@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import qt
 from SegmentEditorEffects import AbstractScriptedSegmentEditorEffect
 from slicer.i18n import tr as _
 
-from SegmentEditorMAISILib.EffectOptions import Edited, EffectOptions
+if TYPE_CHECKING:
+    from SegmentEditorMAISILib.EffectOptions import Edited, EffectOptions
 
 
 class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect):
@@ -46,7 +47,9 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect):
         )
 
     def setupOptionsFrame(self) -> None:
-        """Makes the widgets."""
+        """Makes the widgets. What they need is imported here: this file is read when Slicer starts."""
+        from SegmentEditorMAISILib.EffectOptions import EffectOptions
+
         self.options = EffectOptions(sharedLogic, self._edited, self.scriptedEffect.setParameter)
         self.scriptedEffect.addOptionsWidget(self.options.widget)
 
@@ -81,6 +84,8 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect):
             self.options = None
 
     def _edited(self) -> Edited:
+        from SegmentEditorMAISILib.EffectOptions import Edited
+
         node = self.scriptedEffect.parameterSetNode()
         if node is None:
             return Edited()
