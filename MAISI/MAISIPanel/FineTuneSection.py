@@ -343,7 +343,7 @@ class FineTuneSection:
         self.trainings.watch(training)
 
     def _tellCase(self, number: int, count: int) -> None:
-        """Writing blocks the window for each case (a second for 512×512×256 voxels); this shows what goes on."""
+        """Writing blocks the window for each case (some seconds for 512×512×256 voxels); this tells why."""
         self._ui.messageLabel.text = _("Writing case {0} of {1}…").format(number, count)
         self._ui.messageLabel.visible = True
         slicer.app.processEvents(qt.QEventLoop.ExcludeUserInputEvents)
