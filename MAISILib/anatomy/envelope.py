@@ -155,6 +155,24 @@ def body_from_labels(mask: LabelMap, margin_mm: float = MARGIN_MM) -> np.ndarray
     return np.moveaxis(hull | labeled, 2, axis)
 
 
+def hulls_of_slices(inside: np.ndarray, mask: LabelMap) -> np.ndarray:
+    """The convex hull of some voxels in every slice across the patient, grown by a voxel; empty where a slice has none.
+
+    Args:
+        inside: ``(X, Y, Z)`` bool, on the mask's grid.
+        mask: Says which way the patient lies.
+
+    Returns:
+        ``(X, Y, Z)`` bool.
+    """
+    axis = _superior_axis(mask)
+    spacing = np.array([*np.delete(mask.spacing, axis), mask.spacing[axis]])
+    angles = np.arange(_DIRECTIONS) * 2 * np.pi / _DIRECTIONS
+    slices = np.moveaxis(inside, axis, 2)
+    support = _support(slices, spacing, angles) + spacing[:2].max()
+    return np.moveaxis(_fill(support, slices.shape[:2], spacing, angles), 2, axis)
+
+
 def _support(labeled: np.ndarray, spacing: np.ndarray, angles: np.ndarray) -> np.ndarray:
     """How far (mm) the labels ``(A, B, N)`` reach in each direction, per slice: ``(directions, N)``."""
     rows = labeled.any(axis=0)  # (B, N): only the two ends of a row can lie on the hull

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from MAISILib.bundles import networks, weights
-from MAISILib.bundles.catalogue import find_bundle, resources_folder
+from MAISILib.bundles.catalogue import downloadable, find_bundle, installed_folder, resources_folder
 from MAISILib.bundles.manifest import (
     MANIFEST_NAME,
     NETWORK_NAMES,
@@ -39,11 +39,25 @@ def open_bundle(name_or_folder: str | Path) -> Bundle:
     return Bundle(find_bundle(name_or_folder))
 
 
+def describe_bundle(name_or_folder: str | Path) -> Bundle:
+    """Opens a bundle for its labels and limits, which are known before its weights are downloaded.
+
+    Raises:
+        BundleError: As `open_bundle`, but not for bundles of the catalogue that are not downloaded yet.
+    """
+    if isinstance(name_or_folder, str) and not Path(name_or_folder).is_dir():
+        manifest, folder = downloadable().get(name_or_folder), installed_folder(name_or_folder)
+        if manifest is not None and not (folder / MANIFEST_NAME).is_file():
+            return Bundle(folder, manifest)
+    return open_bundle(name_or_folder)
+
+
 class Bundle:
     """A folder with ``bundle.json`` and weights. Nothing but the manifest is read until it is asked for.
 
     Args:
         folder: The bundle's folder.
+        manifest: What is to be taken for its ``bundle.json``; ``None`` reads it.
 
     Attributes:
         folder: As given, resolved.
@@ -54,9 +68,9 @@ class Bundle:
         BundleError: No manifest, or one that does not fit.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, manifest: Manifest | None = None) -> None:
         self.folder = Path(folder).resolve()
-        self.manifest: Manifest = read_manifest(self.folder)
+        self.manifest: Manifest = manifest or read_manifest(self.folder)
         self.reports: dict[str, weights.LoadReport] = {}
         self._sha256: dict[Path, tuple[tuple[int, int], str]] = {}
 

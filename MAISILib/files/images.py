@@ -59,7 +59,7 @@ def read_mask(path: Path | str, table: LabelTable, source: str | None = None) ->
     return _reader(Path(path)).read_labels(path, table, source)
 
 
-def read_segments(path: Path | str, names: Mapping[int, str] | None = None) -> Segmentation:
+def read_segments(path: Path | str, names: Mapping[int, str] | None = None, *, largest: int = 255) -> Segmentation:
     """Reads which structures a segmentation file holds, without a label table.
 
     Segments of a Slicer segmentation have names of their own. The numbers of a label map are named by ``names``, else
@@ -68,10 +68,11 @@ def read_segments(path: Path | str, names: Mapping[int, str] | None = None) -> S
     Args:
         path: A label map in NIfTI or NRRD, or a Slicer segmentation (``.seg.nrrd``).
         names: Names of the numbers of a label map.
+        largest: The largest number allowed in a label map, at most 65535.
 
     Raises:
         FileFormatError: As for `read_image`.
-        MaskError: Voxels of a label map that are no whole numbers from 0 to 255.
+        MaskError: Voxels of a label map that are no whole numbers from 0 to ``largest``.
     """
     path = Path(path)
     if _reader(path) is nrrd:
@@ -84,10 +85,17 @@ def read_segments(path: Path | str, names: Mapping[int, str] | None = None) -> S
         array, affine = nifti.read_array(path)
         known = nifti.read_label_names(path)
     known |= names or {}
-    labels, notes = as_labels(array, path, "Renumber them, or give a segmentation with names (.seg.nrrd).")
-    values = [int(value) for value in np.flatnonzero(np.bincount(labels.ravel(), minlength=256)) if value]
+    labels, notes = as_labels(array, path, "Renumber them, or give a segmentation with names (.seg.nrrd).", largest)
+    values = [int(value) for value in _values(labels)]
     segments = tuple(Segment(known.get(v, str(v)), v, is_named=v in known) for v in values)
     return Segmentation(labels[..., None], affine, segments, notes)
+
+
+def _values(labels: np.ndarray) -> np.ndarray:
+    """The numbers of a label map, ascending, without 0, in little memory."""
+    seen = np.zeros(int(labels.max(initial=0)) + 1, bool)
+    seen[labels.ravel(order="K")] = True
+    return np.flatnonzero(seen[1:]) + 1
 
 
 def _reader(path: Path) -> ModuleType:

@@ -33,21 +33,22 @@ def label_map(
     return LabelMap(labels, affine, table, source or path.name, notes)
 
 
-def as_labels(array: np.ndarray, path: Path, advice: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Voxels as uint8, and notes.
+def as_labels(array: np.ndarray, path: Path, advice: str, largest: int = 255) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Voxels as uint8 (uint16 where there are numbers above 255), and notes.
 
     Args:
         array: ``(X, Y, Z)``, integers of any width, or floating point with whole numbers.
         path: For messages.
-        advice: What to do about numbers outside 0–255, as a sentence.
+        advice: What to do about numbers above ``largest``, as a sentence.
+        largest: The largest number allowed, at most 65535.
 
     Raises:
-        MaskError: A voxel is not a whole number from 0 to 255.
+        MaskError: A voxel is not a whole number from 0 to ``largest``.
     """
     notes: tuple[str, ...] = ()
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():
-            raise MaskError(f"{path} holds NaN or infinity; a label map holds whole numbers from 0 to 255.")
+            raise MaskError(f"{path} holds NaN or infinity; a label map holds whole numbers from 0 to {largest}.")
         broken = np.unique(array[array != np.rint(array)])
         if broken.size:
             raise MaskError(
@@ -56,10 +57,11 @@ def as_labels(array: np.ndarray, path: Path, advice: str) -> tuple[np.ndarray, t
             )
         notes = (f"{path.name}: labels are stored as {array.dtype}; read as whole numbers.",)
     if array.dtype != np.uint8:
-        outside = np.unique(array[(array < 0) | (array > 255)])
+        outside = np.unique(array[(array < 0) | (array > largest)])
         if outside.size:
-            raise MaskError(f"{path} holds labels outside 0–255: {_listed(outside)}. {advice}")
-    return np.asarray(array, dtype=np.uint8), notes
+            raise MaskError(f"{path} holds labels outside 0–{largest}: {_listed(outside)}. {advice}")
+    wide = largest > 255 and array.max(initial=0) > 255
+    return np.asarray(array, dtype=np.uint16 if wide else np.uint8), notes
 
 
 def _listed(values: np.ndarray, limit: int = 8) -> str:

@@ -36,40 +36,49 @@ _PLAIN_SIGNS = str.maketrans({"–": "-", "—": "-", "−": "-", "×": "x", "�
 
 def write_preview(
     path: Path | str,
-    image: Volume,
+    image: Volume | None,
     mask: LabelMap | None = None,
     title: str = "",
     window: tuple[float, float] | None = None,
     focus: Collection[int] = (),
+    notice: str = NOTICE,
 ) -> None:
     """Writes the preview of a sample as PNG, 1200 pixels wide.
 
     Args:
         path: ``.png``; missing folders are made.
-        image: The image, on any grid; oblique grids are shown along their own axes.
+        image: The image, on any grid; oblique grids are shown along their own axes. ``None`` shows the mask alone.
         mask: Its label map, on the same or another grid; without one there is one row and no legend.
         title: First line of the picture.
         window: Lowest and highest value shown; None for soft tissue (CT) or the 1st–99.5th percentile (MR).
         focus: Labels that the planes go through, where the mask has them; else they go through the organs' middle.
+        notice: Stands at the top right; empty for what is not synthetic.
 
     Raises:
         OutputError: The file cannot be written.
     """
-    picture = draw_preview(image, mask, title, window, focus)
+    picture = draw_preview(image, mask, title, window, focus, notice)
     with atomic_path(path) as temporary:
         picture.save(temporary, format="PNG")
 
 
 def draw_preview(
-    image: Volume,
+    image: Volume | None,
     mask: LabelMap | None = None,
     title: str = "",
     window: tuple[float, float] | None = None,
     focus: Collection[int] = (),
+    notice: str = NOTICE,
 ) -> Any:
     """The preview as a PIL image; see `write_preview`."""
     from PIL import Image, ImageDraw
 
+    alone = image is None
+    if image is None:
+        if mask is None:
+            raise ValueError("a preview needs an image or a mask")
+        image = Volume(mask.array, mask.affine, "label numbers")
+        window = (0.0, 1e4)  # dark: only the labels shall be seen
     values, affine = to_canonical(image.array, image.affine)
     labels = None
     if mask is not None:
@@ -81,14 +90,14 @@ def draw_preview(
     sizes = _panel_sizes(grid)
     row_height = max(height for _, height in sizes.values())
     legend = _Legend(mask.table, mask.labels) if mask is not None else None
-    rows = 1 if mask is None else 2
+    rows = 1 if mask is None or alone else 2
     top = _MARGIN + 56
     height = top + rows * (row_height + _GAP) + (legend.height if legend else 0) + _MARGIN
 
     picture = Image.new("RGB", (_WIDTH, height), _BACKGROUND)
     draw = ImageDraw.Draw(picture)
     draw.text((_MARGIN, _MARGIN), _shortened(title, 80), fill=_TEXT, font=_font(22))
-    draw.text((_WIDTH - _MARGIN, _MARGIN), _shortened(NOTICE, 80), fill=_AMBER, font=_font(22), anchor="ra")
+    draw.text((_WIDTH - _MARGIN, _MARGIN), _shortened(notice, 80), fill=_AMBER, font=_font(22), anchor="ra")
     left = (_WIDTH - sum(width for width, _ in sizes.values()) - 2 * _GAP) // 2
     for name, (cut, *_) in _PLANES.items():
         size = sizes[name]
@@ -97,7 +106,7 @@ def draw_preview(
         panels = [Image.fromarray(grey).convert("RGB")]
         if mask is not None and labels is not None:
             panels.append(Image.fromarray(_overlay(grey, _plane(labels, name, center[cut]), mask.table, size)))
-        for row, panel in enumerate(panels):
+        for row, panel in enumerate(panels[-rows:]):
             corner = (left, top + row * (row_height + _GAP) + (row_height - size[1]) // 2)
             picture.paste(panel, corner)
             _annotate(draw, corner, size, (name, position) if row == 0 else ("", ""), _PLANES[name][3])
@@ -106,7 +115,8 @@ def draw_preview(
         legend.draw(draw, top + rows * (row_height + _GAP))
     unit = " HU" if image.units == "HU" else ""
     facts = f"{' x '.join(map(str, image.array.shape))} voxels · {' x '.join(f'{s:.3g}' for s in image.spacing)} mm"
-    draw.text((_MARGIN, _MARGIN + 29), f"{facts} · window {low:.0f} to {high:.0f}{unit}", fill=_FAINT, font=_font(13))
+    shown = "" if alone else f" · window {low:.0f} to {high:.0f}{unit}"
+    draw.text((_MARGIN, _MARGIN + 29), f"{facts}{shown}", fill=_FAINT, font=_font(13))
     return picture
 
 

@@ -1,0 +1,102 @@
+"""Checks a user's mask against everything that generating with a bundle will ask of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from MAISILib.anatomy.envelope import MARGIN_MM, has_body
+from MAISILib.anatomy.grids import Box, content_box
+from MAISILib.anatomy.labels import LabelTable
+from MAISILib.anatomy.mask_report import Finding, MaskReport, examine, regions_shown
+from MAISILib.anatomy.masks import REGIONS
+from MAISILib.errors import MaisiError
+from MAISILib.generation.mask_grid import grid_for_mask
+from MAISILib.generation.settings import recommendation
+from MAISILib.resampling import canonical_grid
+from MAISILib.volumes import LabelMap
+
+if TYPE_CHECKING:
+    from MAISILib.bundles.bundle import Bundle
+
+
+class CheckedMask(NamedTuple):
+    """A mask and what was found out about it."""
+
+    mask: LabelMap
+    report: MaskReport
+
+
+def check_mask_file(path: Path, bundle: Bundle) -> CheckedMask:
+    """Reads a mask and looks it over. Nothing is written, no network is loaded.
+
+    Args:
+        path: NIfTI, NRRD or ``.seg.nrrd``, in the bundle's labels.
+        bundle: What it is to be used with.
+
+    Raises:
+        FileFormatError: The file cannot be read.
+        MaskError: Its voxels are no labels, or it has segments that the bundle does not know.
+    """
+    from MAISILib.files.images import read_mask
+
+    mask = read_mask(path, bundle.labels)
+    return CheckedMask(mask, check_mask_for(mask, bundle))
+
+
+def check_mask_for(mask: LabelMap, bundle: Bundle) -> MaskReport:
+    """Looks a mask over: its labels, and whether its voxels and its field of view suit the bundle."""
+    report = examine(mask)
+    if "controlnet" not in bundle.manifest.networks:
+        text = f"Bundle {bundle.name!r} makes images without a mask only. Choose another bundle."
+        report = report.with_findings(Finding("error", "bundle", text))
+    return report.with_findings(*_about_the_grid(mask, bundle)) if report.labels else report
+
+
+def _about_the_grid(mask: LabelMap, bundle: Bundle) -> list[Finding]:
+    manifest = bundle.manifest
+    found = []
+    regions = regions_shown(mask)
+    best = recommendation(manifest, tuple(REGIONS.index(name) for name in regions), next(iter(manifest.modality)))
+    keeps = manifest.mask_spacing == "keep"
+    own = canonical_grid(mask.grid).spacing
+    try:
+        manifest.limits.check_spacing(own)
+    except MaisiError as error:
+        found.append(Finding("warning" if keeps else "note", "spacing", f"{error} The mask will be resampled."))
+    spacing = None if keeps else best.spacing
+    try:
+        grid = grid_for_mask(bundle, mask.grid, _content_with_body(mask), recommended=best.size, spacing=spacing)
+    except MaisiError as error:
+        return [*found, Finding("error", "size", str(error))]
+    text = f"The networks will work on {_times(grid.shape)} voxels of {_times(grid.spacing)} mm"
+    coarser = max(new / old for new, old in zip(grid.spacing, own, strict=True))
+    if coarser > 1.5:
+        text += f", up to {coarser:.1f} times coarser than the mask: small structures may be lost"
+    found.append(Finding("note", "size", f"{text}."))
+    try:
+        manifest.limits.check_field_of_view(grid.shape, grid.spacing, regions)
+    except MaisiError as error:
+        found.append(Finding("warning", "field of view", str(error)))
+    if keeps:
+        where = f" for {' and '.join(best.regions)}" if best.regions else ""
+        text = f"Recommended{where}: {_times(best.size)} voxels of {_times(best.spacing)} mm."
+        found.append(Finding("note", "size", text))
+    return found
+
+
+def _content_with_body(mask: LabelMap) -> Box:
+    """Where the labels lie, with the room that a body around them will take."""
+    box = content_box(mask)
+    if has_body(mask) or LabelTable.BODY not in mask.table:
+        return box
+    room = np.ceil(MARGIN_MM / np.asarray(mask.spacing)).astype(int)
+    first = np.maximum(np.asarray(box.first) - room, 0)
+    last = np.minimum(np.asarray(box.last) + room, np.asarray(mask.grid.shape) - 1)
+    return Box(tuple(map(int, first)), tuple(map(int, last)))  # type: ignore[arg-type]
+
+
+def _times(values: tuple[float, ...]) -> str:
+    return " × ".join(f"{value:.4g}" for value in values)
