@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ def import_folder(
     name: str | None = None,
     accept_licence: bool = False,
     convert: bool = True,
+    check: Callable[[], None] = lambda: None,
 ) -> Bundle:
     """Installs a bundle from a folder, after checking every weight; the folder itself is not changed.
 
@@ -79,6 +80,7 @@ def import_folder(
         accept_licence: The user has read and accepts the licence; remembered from then on.
         convert: Rewrite torch checkpoints as fp16 safetensors: half the size or less, faster and safer to read. Without
             it the files are copied as they are.
+        check: Called at every piece that is copied and every network that is read; may raise to stop.
 
     Returns:
         The installed bundle; ``import_notes`` says what is in it and what is missing.
@@ -99,11 +101,11 @@ def import_folder(
     installing.check_not_installed(manifest.name)
     staging = installing.new_staging_folder(manifest.name)
     try:
-        _copy(folder, staging, ours, found)
+        _copy(folder, staging, ours, found, check)
         for archive in staging.glob("datasets/*.zip"):
             installing.unpack_masks(archive)
         write_manifest(manifest, staging)
-        manifest = _checked(Bundle(staging), manifest, notes, convert)
+        manifest = _checked(_Watched(staging, check), manifest, notes, convert)
         installed = installing.install(staging, manifest.name)
     except OSError as error:
         raise cannot_write(staging, error) from error
@@ -253,14 +255,33 @@ def _published_notes(folder: Path, files: dict[NetworkName, Path], config: Publi
     return notes
 
 
-def _copy(folder: Path, staging: Path, ours: bool, files: dict[Path, str]) -> None:
+class _Watched(Bundle):
+    """A bundle that can be stopped before each network."""
+
+    def __init__(self, folder: Path, check: Callable[[], None]) -> None:
+        super().__init__(folder)
+        self._check = check
+
+    def check_file(self, network: str) -> Path:
+        self._check()
+        return super().check_file(network)
+
+
+def _copy(folder: Path, staging: Path, ours: bool, files: dict[Path, str], check: Callable[[], None]) -> None:
+    def copy(source: str | Path, target: str | Path) -> None:
+        with open(source, "rb") as read, open(target, "wb") as written:
+            while piece := read.read(1 << 22):
+                check()
+                written.write(piece)
+
     if ours:
-        shutil.copytree(folder, staging, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+        ignored = shutil.ignore_patterns(".*", "__pycache__")
+        shutil.copytree(folder, staging, dirs_exist_ok=True, ignore=ignored, copy_function=copy)
         return
     for path, relative in files.items():
         target = staging / relative
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+        copy(path, target)
     for data in _DATA_FOLDERS:
         wanted = [
             p
@@ -270,7 +291,7 @@ def _copy(folder: Path, staging: Path, ours: bool, files: dict[Path, str]) -> No
         for path in wanted:
             target = staging / data / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(path, target) if path.is_dir() else shutil.copyfile(path, target)
+            shutil.copytree(path, target, copy_function=copy) if path.is_dir() else copy(path, target)
 
 
 def _renamed(manifest: Manifest, name: str) -> Manifest:

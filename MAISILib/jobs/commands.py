@@ -159,11 +159,11 @@ def download(job: Job, bundle: str, accept_licence: bool = False) -> dict[str, A
 
 
 def import_bundle(job: Job, folder: Path, name: str | None = None, accept_licence: bool = False) -> dict[str, Any]:
-    """Installs a bundle from a folder. Once begun it goes on to its end."""
+    """Installs a bundle from a folder; the folder stays as it is."""
     from MAISILib.bundles.importing import import_folder, import_notes
 
     job.progress("import", 0, 1, "checking and copying the weights")
-    opened = import_folder(folder, name=name, accept_licence=accept_licence)
+    opened = import_folder(folder, name=name, accept_licence=accept_licence, check=job.cancel.check)
     return {"name": opened.name, "folder": str(opened.folder), "notes": import_notes(opened)}
 
 

@@ -191,6 +191,14 @@ def test_a_bundle_is_imported_used_and_removed(do: Do, tiny: Path, tmp_path: Pat
         do("generate", bundle="mine", request=REQUEST, out=str(tmp_path / "out"))
 
 
+def test_a_cancelled_import_leaves_nothing(do: Do, job: Job, tiny: Path, data_folder: Path) -> None:
+    job.cancel.cancel()
+    with pytest.raises(Cancelled):
+        do("import", folder=str(tiny), name="mine")
+    assert files_in(data_folder) == set()
+    assert not installed_folder("mine").exists()
+
+
 def test_a_download_needs_the_licence(do: Do, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LicenceError, match="NVIDIA"):
         do("download", bundle="nv-rflow-ct")
