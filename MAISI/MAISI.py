@@ -45,6 +45,7 @@ class MAISI(ScriptedLoadableModule):
             "Built on MONAI and on the MAISI networks (Guo et al., WACV 2025). The embedded model was trained on "
             "OpenKBP (Babier et al., Medical Physics 2021)."
         )
+        slicer.app.connect("startupCompleted()", _registerSampleData)
         slicer.app.connect("startupCompleted()", self.registerSampleData)
 
     def registerSampleData(self) -> None:
@@ -52,6 +53,12 @@ class MAISI(ScriptedLoadableModule):
         from MAISIPanel.SampleImages import registerSampleData
 
         registerSampleData()
+
+
+def _registerSampleData() -> None:
+    from MAISIPanel.SampleImages import registerSampleData
+
+    registerSampleData()
 
 
 class MAISIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):

@@ -7,7 +7,7 @@ from typing import Any
 import qt
 from slicer.i18n import tr as _
 
-from MAISIPanel.GridControls import PROBLEM_STYLE
+from MAISIPanel.Wording import PROBLEM_STYLE
 
 #: Milliseconds without a change before the engine is asked.
 DEBOUNCE_MS = 400

@@ -8,9 +8,7 @@ from typing import Any
 from slicer.i18n import tr as _
 
 from MAISIPanel.LegalGrid import LegalGrid
-from MAISIPanel.Wording import timesText
-
-PROBLEM_STYLE = "color: #d04437"
+from MAISIPanel.Wording import PROBLEM_STYLE, timesText
 
 
 class GridControls:

@@ -8,7 +8,7 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
-from MAISIPanel.Wording import bytesText, durationText
+from MAISIPanel.Wording import PROBLEM_COLOR, bytesText, durationText
 
 Notify = Callable[[str], None]
 
@@ -255,5 +255,5 @@ def _described(bundle: dict[str, Any]) -> str:
         if licence.get("must_accept"):
             line += " " + (_("(accepted)") if licence.get("accepted") else _("(asks for your consent)"))
     if bundle.get("problem"):
-        line += f'<br><span style="color:#c0392b">{escape(bundle["problem"])}</span>'
+        line += f'<br><span style="color:{PROBLEM_COLOR}">{escape(bundle["problem"])}</span>'
     return line

@@ -11,8 +11,9 @@ import qt
 from slicer.i18n import tr as _
 
 from MAISILib.errors import MaisiError
-from MAISIPanel.Wording import durationText
+from MAISIPanel.Wording import PROBLEM_COLOR, durationText
 
+_QUALITY = 2
 #: Rows that the table shows without scrolling.
 _MOST_ROWS = 6
 
@@ -64,6 +65,8 @@ class ResultsSection:
             for column, text in enumerate(_cells(entry)):
                 item = qt.QTableWidgetItem(text)
                 item.setToolTip(entry.verdict)
+                if column == _QUALITY and entry.passed is False:
+                    item.setForeground(qt.QBrush(qt.QColor(PROBLEM_COLOR)))
                 table.setItem(row, column, item)
         table.clearSelection()
         table.blockSignals(False)

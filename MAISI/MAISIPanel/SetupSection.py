@@ -18,8 +18,9 @@ from slicer.i18n import tr as _
 
 from MAISIPanel.EngineProcess import engineCommand, externalPython, setExternalPython
 from MAISIPanel.Installer import Installer, InstallError
+from MAISIPanel.Wording import PROBLEM_COLOR
 
-_MARKS = {"ok": ("✓", "#3c9a4b"), "warning": ("!", "#c98a14"), "problem": ("✗", "#d04437")}
+_MARKS = {"ok": ("✓", "#3c9a4b"), "warning": ("!", "#c98a14"), "problem": ("✗", PROBLEM_COLOR)}
 
 Check = dict[str, str]
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from slicer.i18n import tr as _
 
+#: Of what is wrong; legible on light and dark panels.
+PROBLEM_COLOR = "#d04437"
+PROBLEM_STYLE = f"color: {PROBLEM_COLOR}"
+
 
 def durationText(seconds: float) -> str:
     """A duration for people: ``"8 s"``, ``"3 min"``, ``"1 h 20 min"``. Longer ones are rounded more."""

@@ -42,7 +42,8 @@ def opened_panel(
     from MAISIPanel.Logic import MAISILogic
 
     monkeypatch.setenv("MAISI_DATA", str(tmp_path / "data"))
-    logic = MAISILogic(scene, None if client == "engine" else client or ScriptedClient())
+    played: Any = None if client == "engine" else client or ScriptedClient()
+    logic = MAISILogic(scene, played)
     monkeypatch.setattr(MAISILogic, "_shared", logic)
     yield PanelUser(loadedModule("MAISI.py"), logic.client, waitUntil)
     logic.shutdown()

@@ -116,7 +116,7 @@ class Sent:
     """One command that the panel has sent, and the ways to answer it."""
 
     def __init__(
-        self, number: int, command: str, fields: dict[str, Any], callbacks: dict[str, Any], over: Callable[[Sent], None]
+        self, number: int, command: str, fields: dict[str, Any], callbacks: dict[str, Any], over: Callable[[Sent], Any]
     ) -> None:
         self.id, self.command, self.fields = str(number), command, copy.deepcopy(fields)
         self.isCancelled = False

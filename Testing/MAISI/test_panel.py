@@ -149,6 +149,16 @@ def test_an_engine_that_cannot_start_is_explained_in_setup(
         assert user.find("generateButton").enabled
 
 
+def test_the_self_test_of_the_module_passes(user: PanelUser) -> None:
+    """What a real Slicer runs, as far as it needs no engine."""
+    import MAISI
+
+    test = MAISI.MAISITest()
+    for name in ("test_panelOpens", "test_parametersAreKeptInTheScene"):
+        test.setUp()
+        getattr(test, name)()
+
+
 def test_the_report_is_copied(user: PanelUser) -> None:
     import qt
 

@@ -113,6 +113,16 @@ def test_generate_gives_volume_segmentation_table_and_chart_while_the_window_ans
     assert user.message == "The images have identical voxels."
 
 
+def test_the_self_test_of_the_module_generates(user: PanelUser, dialogs: Any) -> None:
+    import MAISI
+
+    test = MAISI.MAISITest()
+    test.setUp()
+    test.test_generate()
+    assert dialogs.texts("info") == ["Test passed"]
+    assert len(user.panel.logic.results.entries) == 1
+
+
 def test_setup_tells_what_the_engine_found(user: PanelUser) -> None:
     user.waitUntil(lambda: "PyTorch" in user.reads("checksLabel"), seconds=120)
     assert "[ok] Python" in user.panel.setup.report()
