@@ -12,6 +12,8 @@ from typing import Any
 import qt
 
 _FAILED_TO_START = 0  # QProcess::FailedToStart
+#: The system ends a killed process at once; it may have to wait for a disk (milliseconds).
+_KILLED_WITHIN = 1000
 
 
 class QtProcess:
@@ -59,6 +61,7 @@ class QtProcess:
             return
         endDescendants(int(self._process.processId()))
         self._process.kill()
+        self._process.waitForFinished(_KILLED_WITHIN)
 
     def _readOutput(self, *_: Any) -> None:
         self.onOutput(_bytes(self._process.readAllStandardOutput()))
