@@ -84,6 +84,7 @@ class ctkCollapsibleGroupBox(QtWidgets.QGroupBox):
         if collapsed != self._is_collapsed():
             self._collapsed = collapsed
             self.setMaximumHeight(self.fontMetrics().height() + 4 if collapsed else 16777215)
+            self.setFlat(collapsed)
             self.toggled.emit(not collapsed)
 
     def mousePressEvent(self, event: Any) -> None:

@@ -12,6 +12,7 @@ PySide6's enumerators are no integers and PythonQt's are; code that only compare
 
 from __future__ import annotations
 
+import enum
 import inspect
 import types
 import xml.etree.ElementTree as ET
@@ -26,7 +27,7 @@ from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
 WIDGETS: dict[str, type] = {}
 
 _property, _set_property = QtCore.QObject.property, QtCore.QObject.setProperty
-_being_read: list[str] = []
+_being_read: list[tuple[int, str]] = []
 _loading = False  # PySide6 sets the children of a .ui file as attributes of its top widget
 
 
@@ -105,9 +106,9 @@ def _getter(of_qt: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
                 return _MANNERS[name](self, *arguments) if by_signature else usual(*arguments)
 
             return either
-        if name[0] == "_" or name not in _qt_properties(type(self)) or name in _being_read:
+        if name[0] == "_" or name not in _qt_properties(type(self)) or (id(self), name) in _being_read:
             return of_qt(self, name)
-        _being_read.append(name)  # while it reads, PySide6 looks for a Python override of the same name (sizeHint)
+        _being_read.append((id(self), name))  # PySide6 then looks for a Python override of that name (sizeHint)
         try:
             return _property(self, name)
         finally:
@@ -122,7 +123,8 @@ def _set(self: Any, name: str, value: Any) -> None:
         meta = self.metaObject()
         if not meta.property(meta.indexOfProperty(name)).isWritable():
             raise AttributeError(f"Property '{name}' of {cls.__name__} is not writable.")
-        if not _set_property(self, name, value):
+        plain = value.value if isinstance(value, enum.Enum) else value  # PySide6 6.9 takes only their numbers here
+        if not _set_property(self, name, plain):
             raise ValueError(f"Property '{name}' of {cls.__name__} cannot be {value!r}.")
         return
     attribute = inspect.getattr_static(cls, name, None)

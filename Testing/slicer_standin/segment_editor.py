@@ -1,8 +1,8 @@
 """The Segment Editor as far as a scripted effect sees it: registering, activation, options frame, parameters, nodes.
 
 Stands in for: ``SegmentEditorEffects``, ``qSlicerSegmentationsEditorEffectsPythonQt``, the effect factory, and an
-editor that shows one effect at a time on a real node. Cannot tell: painting, undo, views, and the order in which the real
-editor calls an effect while several of its nodes change at once.
+editor that shows one effect at a time on a real node. Cannot tell: painting, undo, views, and the order in which the
+real editor calls an effect while several of its nodes change at once.
 """
 
 from __future__ import annotations
