@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from slicer.i18n import tr as _
@@ -25,15 +26,22 @@ class DurationBox:
             combo.addItem(_WORDS[duration], duration)
         combo.setCurrentIndex(DURATIONS.index(chosen))
 
-    def estimate(self, client: Any, bundle: str, cases: int) -> None:
-        """Asks the engine how long each duration takes for so many cases; without an answer the words stay."""
+    def estimate(self, client: Any, bundle: str, cases: int, onFailed: Callable[[str, str], None]) -> None:
+        """Asks the engine how long each duration takes for so many cases; without an answer the words stay.
+
+        Args:
+            client: A `WorkerClient`.
+            bundle: The parent.
+            cases: Number of cases.
+            onFailed: Called with a message and its kind where the bundle cannot be fine-tuned at all.
+        """
         self._asked += 1
         for index, duration in enumerate(DURATIONS):
             client.send(
                 "finetune_estimate",
                 {"bundle": bundle, "cases": cases, "duration": duration},
                 onResult=lambda data, index=index, asked=self._asked: self._show(data, index, asked),
-                onFailed=lambda _message, _kind: None,
+                onFailed=onFailed,
             )
 
     def _show(self, data: dict[str, Any], index: int, asked: int) -> None:

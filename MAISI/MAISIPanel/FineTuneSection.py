@@ -39,7 +39,6 @@ class FineTuneSection:
         self.trainings = TrainingsView(logic, ui, notify, dialogs, onBundleMade)
         self._bundle = ""
         self._pairs: list[tuple[str, str]] = []  # node IDs: nodes may be deleted at any time
-        self._segments: list[dict[str, str]] = []
         self._mapping = SegmentMapping()
         self._labels: list[str] = []
         self._isNamedByUser = self._isLabelByUser = False
@@ -84,6 +83,7 @@ class FineTuneSection:
             return
         self._bundle = name
         self._labels = []
+        self._mapping.edits.clear()  # they name labels of the other model
         self._fillHosts()
         if name:
             self._logic.client.send("describe", {"bundle": name}, onResult=self._onDescribed, onFailed=self._onFailed)
@@ -99,9 +99,9 @@ class FineTuneSection:
     def onSceneClosed(self) -> None:
         """The cases are gone with the scene; trainings go on."""
         self._pairs.clear()
-        self._mapping = SegmentMapping()
-        self._segments = []
+        self._mapping = SegmentMapping(host=self._mapping.host)
         self._ui.newLabelEdit.text = ""
+        self._ui.valueSpinBox.value = 0
         self._isNamedByUser = self._isLabelByUser = False
         self._ui.nameEdit.text = ""
         self._showPairs()
@@ -142,16 +142,15 @@ class FineTuneSection:
 
     def _drop(self) -> bool:
         """Takes cases whose nodes were deleted off the list, and tells whether there were any."""
-        kept = [(pair.volumeNode.GetID(), pair.segmentationNode.GetID()) for pair in self.pairs()]
-        if kept == self._pairs:
+        if len(self.pairs()) == len(self._pairs):
             return False
-        self._pairs = kept
         self._showPairs()
         self._askSoon()
         return True
 
     def _showPairs(self) -> None:
         table, pairs = self._ui.pairsTable, self.pairs()
+        self._pairs = [(pair.volumeNode.GetID(), pair.segmentationNode.GetID()) for pair in pairs]
         table.setRowCount(len(pairs))
         for row, pair in enumerate(pairs):
             for column, node in enumerate((pair.volumeNode, pair.segmentationNode)):
@@ -204,12 +203,10 @@ class FineTuneSection:
         self._timer.stop()
         pairs = self.pairs()
         if not pairs or not self._bundle:
-            self._segments, self._mapping.rows = [], []
+            self._mapping.rows = []
             self._showMapping()
             return
-        self._segments = segmentsOf(pairs)
-        fields = self._mapping.request(self._bundle, self._segments)
-
+        fields = self._mapping.request(self._bundle, segmentsOf(pairs))
         self._question += 1
         question, self._problem = self._question, ""
 
@@ -224,7 +221,7 @@ class FineTuneSection:
 
         self._logic.client.send("map_segments", fields, onResult=answered, onFailed=failed)
         if not isStart:
-            self._durations.estimate(self._logic.client, self._bundle, len(pairs))
+            self._durations.estimate(self._logic.client, self._bundle, len(pairs), failed)
 
     def _onMapped(self, data: dict[str, Any], isStart: bool) -> None:
         again = self._mapping.take(data)

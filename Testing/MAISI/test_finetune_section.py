@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from MAISILib.errors import RequestError
+from MAISILib.errors import BundleError, RequestError
 from MAISILib.jobs.folder import Event
 from Testing.MAISI.drawn_cases import draw_case, engine, paint
 from Testing.MAISI.scripted_trainings import ScriptedTrainings, events
@@ -151,6 +151,16 @@ def test_what_the_engine_refuses_is_shown_and_keeps_the_training_from_starting(
     assert not bench.ui.startButton.enabled
 
 
+def test_a_model_that_cannot_be_fine_tuned_says_so_at_once(
+    bench: Bench, scene: Any, waitUntil: Callable[..., None]
+) -> None:
+    bench.client.answers["finetune_estimate"] = BundleError("Bundle 'tiny' has no controlnet network.")
+    bench.section.setBundle("tiny")
+    bench.section.addPair(*draw_case(scene))
+    waitUntil(lambda: bench.ui.messageLabel.text == "Bundle 'tiny' has no controlnet network.")
+    assert not bench.ui.startButton.enabled
+
+
 def test_what_was_drawn_after_the_last_look_counts_at_the_start(
     bench: Bench, scene: Any, waitUntil: Callable[..., None]
 ) -> None:
@@ -184,6 +194,25 @@ def test_closing_the_scene_empties_the_cases_and_leaves_trainings(
     assert bench.ui.pairsTable.rowCount == 0
     assert bench.rows() == []
     assert bench.ui.jobComboBox.currentText == "mine – running"
+    begun(bench, scene, waitUntil)
+    assert bench.section.wish().newLabels == ("Segment_1:body",)
+
+
+def test_another_model_starts_from_what_it_knows_itself(
+    bench: Bench, scene: Any, waitUntil: Callable[..., None]
+) -> None:
+    begun(bench, scene, waitUntil)
+    row = [name for name, _label, _how in bench.rows()].index("liver")
+    box = bench.ui.mappingTable.cellWidget(row, 1)
+    box.setCurrentIndex(box.findData("left lung upper lobe"))
+    waitUntil(lambda: ("liver", "left lung upper lobe", "name") in bench.rows())
+    bench.client.answers.update(engine(("trunk", "liver")).answers)
+    bench.section.setBundle("other")
+    waitUntil(lambda: ("left lung upper lobe", "choose…", "not found") in bench.rows())
+    assert ("liver", "liver", "name") in bench.rows()
+    assert bench.ui.hostComboBox.currentText == "liver"
+    assert bench.section.wish().bundle == "other"
+    assert not bench.ui.startButton.enabled
 
 
 def test_opening_attaches_to_a_training_that_runs(bench: Bench) -> None:

@@ -155,7 +155,7 @@ class EffectOptions:
             combo.addItem(name, name)
         combo.setCurrentIndex(max(0, combo.findData(self._host or "body")))
         combo.blockSignals(False)
-        self._durations.estimate(self._logic.client, self._bundle, 1)
+        self._durations.estimate(self._logic.client, self._bundle, 1, self._onFailed)
         self._showState()
 
     def _onNotDescribed(self, message: str, _kind: str) -> None:
