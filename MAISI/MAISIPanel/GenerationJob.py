@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import sys
-import tempfile
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from typing import Any
 
 from MAISILib import errors
 from MAISILib.errors import MaisiError
+from MAISIPanel.MaskFiles import isThere, labelTable, temporaryFolder, writeMask
 from MAISIPanel.Results import ResultEntry, ResultList
 from MAISIPanel.WorkerClient import Event, Later, WorkerClient
 
@@ -83,20 +82,13 @@ class GenerationJob:
             return
 
         def listed(data: Event) -> None:
-            self._inFolder(lambda folder: sendMask(folder, _tableOf(bundle, data)))
+            self._inFolder(lambda folder: sendMask(folder, labelTable(bundle, data)))
 
         def sendMask(folder: Path, table: Any) -> None:
-            from MAISILib.scene.users_masks import write_users_mask
-
-            if segmentation.GetScene() is None:
-                raise errors.MaskError("The segmentation was deleted before the engine had it. Choose another one.")
-            written = write_users_mask(segmentation, table, folder, reference if _isThere(reference) else None)
+            files, written = writeMask(segmentation, reference, table, folder)
             self._note(*written.notes)
             self._title, self._grid = segmentation.GetName(), written.grid
             self._transformID = written.place.GetTransformNodeID()
-            files = {"mask": "file", "mask_file": str(written.mask)}
-            if written.ct is not None:
-                files["mask_ct"] = str(written.ct)
             self._send(folder, {"bundle": bundle, "request": {**request, **files}, "device": device})
 
         self._progress("prepare", "reading the segmentation")
@@ -126,7 +118,7 @@ class GenerationJob:
 
         if getattr(self._client, "ready", None) is not None:
             # Only the engine knows where the bundles of this computer are.
-            self._ask("bundles", {}, lambda data: self._try(lambda: begin(_tableOf(bundle, data))))
+            self._ask("bundles", {}, lambda data: self._try(lambda: begin(labelTable(bundle, data))))
         else:
             self._try(lambda: begin(table_of_result(None, {"bundle": {"name": bundle}})))
 
@@ -161,7 +153,7 @@ class GenerationJob:
 
     def _inFolder(self, work: Callable[[Path], None]) -> None:
         def begin() -> None:
-            self._folder = self._folder or _temporaryFolder()
+            self._folder = self._folder or temporaryFolder()
             work(self._folder)
 
         self._try(begin)
@@ -239,11 +231,11 @@ class GenerationJob:
         self._steps = None
         self._arrivals.popleft()
         self._note(*shown.notes)
-        if not _isThere(shown.volume):
+        if not isThere(shown.volume):
             self._note("An image was deleted while it came into the scene.")
             return
         if self._transformID and self._scene.GetNodeByID(self._transformID) is not None:
-            for node in filter(_isThere, (shown.volume, shown.segmentation)):
+            for node in filter(isThere, (shown.volume, shown.segmentation)):
                 node.SetAndObserveTransformNodeID(self._transformID)
         entry = ResultEntry(shown.volume)
         entry.keep(self.notes)
@@ -330,32 +322,6 @@ def _asOurs(error: Exception, what: str) -> MaisiError:
     return MaisiError(f"MAISI could not {what} ({type(error).__name__}: {error}). Slicer's log has the details.")
 
 
-def _isThere(node: Any) -> bool:
-    return node is not None and node.GetScene() is not None
-
-
 def _plainName(entry: ResultEntry) -> str:
     """The first words of a result's name, which the job puts a seed behind."""
     return entry.name.partition(" seed ")[0]
-
-
-def _tableOf(bundle: str, listed: Event) -> Any:
-    from MAISILib.scene.label_tables import table_of_bundle
-
-    folders = [each.get("folder") for each in listed.get("bundles", []) if each.get("name") == bundle]
-    folder = folders[0] if folders else bundle if Path(bundle).is_dir() else None
-    if not folder:
-        raise errors.BundleError(f"The model '{bundle}' is not installed. Choose another one, or download it first.")
-    return table_of_bundle(Path(folder))
-
-
-def _temporaryFolder() -> Path:
-    """An empty folder where Slicer keeps its temporary files."""
-    from MAISILib.files.atomic import output_error
-
-    place = getattr(getattr(sys.modules.get("slicer"), "app", None), "temporaryPath", None)
-    parent = Path(str(place)) if place and Path(str(place)).is_dir() else Path(tempfile.gettempdir())
-    try:
-        return Path(tempfile.mkdtemp(prefix="maisi-result-", dir=parent))
-    except OSError as error:
-        raise output_error(parent / "maisi-result", error) from error

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from MAISILib.errors import MaisiError
 from MAISIPanel.EngineProcess import engineCommand, externalPython, setExternalPython
 from MAISIPanel.GenerationJob import Callbacks, GenerationJob, errorOf
+from MAISIPanel.MaskFiles import PlannedMask, labelTable
 from MAISIPanel.Parameters import GenerateParameters, ParameterNode
 from MAISIPanel.Results import ResultEntry, ResultList
 from MAISIPanel.WorkerClient import Later, WorkerClient
@@ -74,6 +76,7 @@ class MAISILogic:
         self._processEvents = processEvents or _applicationEvents
         self._client = client or WorkerClient(_qtProcess, lambda: engineCommand(externalPython()), self._later)
         self._job: GenerationJob | None = None
+        self._plannedMask = PlannedMask()
         self._trainingJobs: Any = None
         self.parameterNode = ParameterNode(scene)
         self.results = ResultList(scene, self.replayAsync)
@@ -209,17 +212,33 @@ class MAISILogic:
     ) -> None:
         """Asks what a generation would cost; see ``plan`` in ``docs/worker.md``.
 
-        The size of an image for a segmentation is known to the engine only once it has the segmentation; until then
-        ``onResult`` gets a text that says so.
+        Args:
+            parameters: What would be generated.
+            onResult: Gets the engine's answer.
+            onFailed: Gets a message for people and the kind of error; also where a segmentation cannot be used.
         """
+
+        def send(request: dict[str, Any]) -> None:
+            fields = {"bundle": parameters.bundle, "request": request, "device": parameters.device}
+            self.client.send("plan", fields, onResult=onResult, onFailed=onFailed)
+
+        def listed(data: dict[str, Any]) -> None:
+            segmentation = self.scene.GetNodeByID(parameters.segmentationNodeID)
+            reference = self.scene.GetNodeByID(parameters.referenceVolumeID or "")
+            try:
+                mask = self._plannedMask.fields(segmentation, reference, labelTable(parameters.bundle, data))
+            except MaisiError as error:
+                onFailed(str(error), type(error).__name__)
+            else:
+                send({**parameters.toRequest(), **mask})
+
         isValid, reason = parameters.isValid()
         if not isValid:
             onFailed(reason, "RequestError")
         elif parameters.maskSource == "file":
-            onResult({"text": "The cost depends on the extent of the segmentation.", "fits": True})
+            self.client.send("bundles", onResult=listed, onFailed=onFailed)
         else:
-            fields = {"bundle": parameters.bundle, "request": parameters.toRequest(), "device": parameters.device}
-            self.client.send("plan", fields, onResult=onResult, onFailed=onFailed)
+            send(parameters.toRequest())
 
     def replay(self, volumeNode: Any) -> Nodes:
         """Makes a generated image once more, with identical voxels on the same machine, and waits for it.
@@ -320,6 +339,7 @@ class MAISILogic:
         self.client.shutdown()
         if self._job is not None:
             self._job.abandon()
+        self._plannedMask.remove()
         if MAISILogic._shared is self:
             MAISILogic._shared = None
 

@@ -202,6 +202,35 @@ def test_parameters_of_the_panel_are_carried_out(bench: Bench) -> None:
     assert asked["request"]["output_size"] == [96, 80, 96]
 
 
+def test_the_cost_of_an_image_for_a_segmentation_is_asked_with_its_mask(bench: Bench) -> None:
+    """The segmentation is written once, as long as it does not change."""
+    from MAISIPanel.Parameters import GenerateParameters
+
+    segmentation = bench.segmentation(np.eye(4))
+    parameters = GenerateParameters(maskSource="file", segmentationNodeID=segmentation.GetID())
+    asked = []
+    for change in ("nothing", "steps", "segmentation"):
+        if change == "steps":
+            parameters.steps = 5
+        elif change == "segmentation":
+            segmentation.GetSegmentation().RemoveSegment("MAISI_200")
+        bench.logic.plan(parameters, bench.callbacks["onDone"], bench.callbacks["onFailed"])
+        bench.engine.listBundles()
+        plan = bench.engine.last("plan")
+        asked.append(Path(plan["request"]["mask_file"]).stat().st_mtime_ns)
+        bench.engine.process.say(event="result", id=plan["id"], data={"text": change, "fits": True})
+    assert asked[0] == asked[1] != asked[2]
+    assert [told[1]["text"] for told in bench.ends] == ["nothing", "steps", "segmentation"]
+    segment = segmentation.GetSegmentation().GetSegment("MAISI_137")
+    segment.RemoveTag("MAISI.Label")
+    segment.SetTerminology("")
+    segment.SetName("Segment_1")
+    bench.logic.plan(parameters, bench.callbacks["onDone"], bench.callbacks["onFailed"])
+    bench.engine.listBundles()
+    assert bench.ends[-1][::2] == ("onFailed", "MaskError")
+    assert "Segment_1" in bench.ends[-1][1]
+
+
 def test_parameters_with_a_segmentation_that_is_gone_are_refused(bench: Bench) -> None:
     from MAISIPanel.Parameters import GenerateParameters
 
