@@ -132,6 +132,7 @@ class EffectOptions:
         layout.addRow(buttons)
         self.progressBar.visible = False
         self._tell("")
+        self._report("")
         self.generateButton.connect("clicked()", self._onGenerate)
         self.fineTuneButton.connect("clicked()", self._onFineTune)
         self.stopButton.connect("clicked()", self._onStop)
@@ -221,6 +222,10 @@ class EffectOptions:
 
     # A training
 
+    def _report(self, message: str) -> None:
+        self.stateLabel.text = message
+        self.stateLabel.visible = bool(message)
+
     @property
     def _isTraining(self) -> bool:
         return self._training is not None and self._logic.trainingJobs.state(self._training) in ("queued", "running")
@@ -231,7 +236,7 @@ class EffectOptions:
         pair, taught = CasePair(edited.volumeNode, edited.segmentationNode), edited.segmentName
         mapping, segments = SegmentMapping(), segmentsOf([pair])
         if taught not in [segment["name"] for segment in segments]:
-            self.stateLabel.text = _("The segment '{0}' is empty. Draw it first.").format(taught)
+            self._report(_("The segment '{0}' is empty. Draw it first.").format(taught))
             return
         self.fineTuneButton.enabled = False
         host, duration = (str(combo.currentData or "") for combo in (self.hostComboBox, self.durationComboBox))
@@ -281,14 +286,14 @@ class EffectOptions:
         self._progress.add(self._tail.read())
         name, state = self._training.name, self._logic.trainingJobs.state(self._training)
         if state in ("queued", "running"):
-            self.stateLabel.text = f"{name}: {self._progress.line() or _('starting…')}"
+            self._report(f"{name}: {self._progress.line() or _('starting…')}")
         else:
             words = {
                 "done": _("'{0}' is finished. Its model is in the module MAISI, section Model.").format(name),
                 "cancelled": _("'{0}' is stopped. Resume it in the module MAISI.").format(name),
             }
             problem = self._logic.trainingJobs.problem(self._training)
-            self.stateLabel.text = words.get(state) or _("'{0}' has failed: {1}").format(name, problem)
+            self._report(words.get(state) or _("'{0}' has failed: {1}").format(name, problem))
             self._training = None
         self._showState()
 
@@ -299,7 +304,7 @@ class EffectOptions:
     def _onFailed(self, message: str, _kind: str) -> None:
         if self._isClosed:
             return
-        self.stateLabel.text = message
+        self._report(message)
         self._showState()
 
 
