@@ -113,6 +113,13 @@ class GenerateSection:
         if self._description is not None:
             self._onChanged()
 
+    def onSceneImported(self) -> None:
+        """A scene with parameters brings them; with one that has none, the settings stay."""
+        if self._logic.parameterNode.node.GetParameterCount():  # closing a scene empties the node, and leaves it
+            self.restore()
+        else:
+            self._keep()
+
     def cleanup(self) -> None:
         """The panel goes away: asks nothing any more."""
         self.cost.stop()

@@ -59,6 +59,8 @@ class ModelSection:
         index = self._ui.bundleComboBox.findData(name)
         if index >= 0:
             self._ui.bundleComboBox.currentIndex = index
+        elif self._bundles:
+            self.refresh()  # it may have come since
 
     def onSceneClosed(self) -> None:
         """The list of bundles does not depend on the scene."""
@@ -77,8 +79,9 @@ class ModelSection:
                 combo.currentIndex = combo.findData(name)
                 break
         combo.blockSignals(False)
-        if before and before not in self._bundles:
-            self._notify(_("The model '{0}' is no longer there; another one is selected.").format(before))
+        lost = next((name for name in (before, self._wanted) if name and name not in self._bundles), "")
+        if lost:
+            self._notify(_("The model '{0}' is not on this computer; another one is selected.").format(lost))
         self._told = None
         self._onPicked()
 

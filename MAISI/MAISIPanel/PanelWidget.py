@@ -95,7 +95,7 @@ class PanelWidget:
 
     def onSceneImported(self) -> None:
         """A scene was opened, or nodes were added from one: its parameters and results are shown."""
-        self.generate.restore()
+        self.generate.onSceneImported()
         self.results.refresh()
 
     def onNodesChanged(self) -> None:
@@ -124,8 +124,7 @@ class PanelWidget:
         self.generate.setBundle(name)
         self.fineTune.setBundle(name)
 
-    def _onBundleMade(self, name: str) -> None:
-        self.model.choose(name)
+    def _onBundleMade(self, _name: str) -> None:
         self.model.refresh()
 
     def _isBusy(self) -> bool:

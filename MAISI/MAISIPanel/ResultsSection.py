@@ -106,7 +106,7 @@ class ResultsSection:
         for button in (ui.showButton, ui.replayButton, ui.chartButton):
             button.enabled = len(selected) == 1
         ui.saveButton.enabled = ui.deleteButton.enabled = bool(selected)
-        ui.resultLabel.text = selected[0].verdict if len(selected) == 1 else ""
+        ui.resultLabel.text = "\n".join([selected[0].verdict, *selected[0].notes]) if len(selected) == 1 else ""
         ui.resultLabel.visible = bool(ui.resultLabel.text)
 
     def _onShow(self) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -85,12 +83,9 @@ class RunControls:
             self._onCancel()
 
     def _preview(self, png: str) -> None:
-        try:
-            data = base64.b64decode(png, validate=True)
-        except binascii.Error:
-            return
         pixmap = qt.QPixmap()
-        if pixmap.loadFromData(qt.QByteArray(data)):
+        # Decoded by Qt: bytes with zeros would not reach it whole from every Python.
+        if pixmap.loadFromData(qt.QByteArray.fromBase64(qt.QByteArray(png.encode("ascii", "ignore")))):
             # Previews come from the latent: small, and smoothed to be looked at.
             smooth = pixmap.scaled(220, 220, qt.Qt.KeepAspectRatio, qt.Qt.SmoothTransformation)
             self._ui.previewLabel.setPixmap(smooth)

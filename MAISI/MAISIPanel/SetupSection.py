@@ -136,6 +136,8 @@ class SetupSection:
         if self._mustWait():
             return
         self._ui.installButton.enabled = False
+        self._notify(_("Installing. Slicer does not answer until it is done; the Python console shows how it goes."))
+        slicer.app.processEvents()
         try:
             self._installer.install()
         except InstallError as error:

@@ -127,3 +127,27 @@ def test_parameters_come_back_with_a_saved_scene(user: PanelUser, scene: Any, tm
     assert fields["request"]["output_size"] == [256, 256, 384]
     assert (fields["request"]["seed"], fields["request"]["anatomy"]) == (4711, ["larynx"])
     assert fields["request"]["guidance_scale"] == 2.5
+
+
+def test_a_scene_without_parameters_leaves_the_settings(user: PanelUser, scene: Any, tmp_path: Path) -> None:
+    from MAISILib.scene import new_scene
+
+    other = new_scene()
+    other.AddNewNodeByClass("vtkMRMLSegmentationNode", "Somebody's")
+    other.SetURL(str(tmp_path / "other.mrml"))
+    other.Commit()
+    user.type("seedEdit", "31")
+    scene.SetURL(str(tmp_path / "other.mrml"))
+    scene.Connect()
+    assert user.reads("seedEdit") == "31"
+    assert user.generate().fields["request"]["seed"] == 31
+
+
+def test_a_scene_that_asks_for_an_unknown_bundle_is_told(user: PanelUser, scene: Any) -> None:
+    from MAISIPanel.Parameters import GenerateParameters
+
+    user.panel.logic.parameterNode.set(GenerateParameters(bundle="somebodys-model"))
+    scene.InvokeEvent(scene.EndImportEvent)
+    assert "somebodys-model" in user.message
+    assert user.find("bundleComboBox").currentData == "head-neck-mini"
+    assert user.find("generateButton").enabled
