@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,10 +15,14 @@ from MAISILib.errors import MaskError
 
 #: What a user writes for the bundle's own numbers.
 OWN = "bundle"
-#: Fewer orders than this say nothing.
-_LEAST = 3
-#: A guess must have this share of them right, and be better than the next by this much.
-_SHARE, _LEAD = 0.8, 0.05
+#: How likely it is that two structures lie in order: in a patient, and where the numbers mean something else.
+_IN_PATIENTS, _BY_CHANCE = 0.95, 0.5
+#: How likely a number that the list does not have is, compared with one that it has.
+_STRANGER = 0.1
+#: How likely it is that a file has left and right swapped.
+_MIRRORED = 0.01
+#: A guess must be this much likelier than chance and than the next one.
+_LEAD = math.log(20)
 
 
 @dataclass(frozen=True)
@@ -28,21 +33,27 @@ class Guess:
         name: One of ``LABEL_SETS``, or ``OWN``.
         right: Orders of two structures that are as in patients.
         judged: Orders that could be judged.
-        known: Share of the numbers that are in the list.
+        strangers: Numbers that are not in the list.
+        is_mirrored: Whether more sides are swapped than not; then those that are count as right.
     """
 
     name: str
     right: int
     judged: int
-    known: float
+    strangers: int
+    is_mirrored: bool
 
     @property
-    def score(self) -> float:
-        """Between 0 and 1."""
-        return self.right / self.judged * self.known if self.judged else 0.0
+    def evidence(self) -> float:
+        """Logarithm of how much likelier than chance the list explains where the structures lie."""
+        wrong = self.judged - self.right
+        in_order = self.right * math.log(_IN_PATIENTS / _BY_CHANCE) + wrong * math.log((1 - _IN_PATIENTS) / _BY_CHANCE)
+        return in_order + self.strangers * math.log(_STRANGER) + self.is_mirrored * math.log(_MIRRORED)
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.right} of {self.judged} structures in place, {self.known:.0%} of the numbers known)"
+        strangers = f", {self.strangers} numbers unknown" if self.strangers else ""
+        mirrored = ", left and right swapped" if self.is_mirrored else ""
+        return f"{self.name} ({self.right} of {self.judged} structures in place{strangers}{mirrored})"
 
 
 def guess_numbers(centers: Mapping[int, np.ndarray], table: LabelTable, where: str) -> Guess:
@@ -63,13 +74,16 @@ def guess_numbers(centers: Mapping[int, np.ndarray], table: LabelTable, where: s
     for name, names in lists.items():
         meaning = {number: names.get(number) for number in centers}
         judged = relations(names, centers)
-        known = sum(value is not None for value in meaning.values()) / max(1, len(meaning))
+        strangers = sum(value is None for value in meaning.values())
         if meaning not in meanings.values():  # two lists that say the same are no conflict
-            guesses.append(Guess(name, sum(r.holds for r in judged), len(judged), known))
+            sides = [relation.holds for relation in judged if relation.kind == "side"]
+            mirrored = 2 * sum(sides) < len(sides)
+            right = sum(r.holds != (mirrored and r.kind == "side") for r in judged)
+            guesses.append(Guess(name, right, len(judged), strangers, mirrored))
         meanings[name] = meaning
-    guesses.sort(key=lambda guess: -guess.score)
+    guesses.sort(key=lambda guess: -guess.evidence)
     best, second = guesses[0], guesses[1]
-    if best.judged >= _LEAST and best.right >= _SHARE * best.judged and best.score >= second.score + _LEAD:
+    if best.evidence >= max(0.0, second.evidence) + _LEAD:
         return best
     raise MaskError(
         f"{where}: what its numbers mean cannot be told from where they lie. Best: {best}; {second}. "

@@ -47,15 +47,16 @@ def pieces_of(mask: LabelMap) -> Pieces:
     return Pieces(numbers, labels, sizes, np.asarray(statistics["centroids"], float))
 
 
-def surroundings(mask: LabelMap, pieces: Pieces, labels: Iterable[int]) -> dict[int, np.ndarray]:
-    """What lies around the pieces of some labels.
+def surroundings(mask: LabelMap, pieces: Pieces, which: Iterable[int]) -> dict[int, np.ndarray]:
+    """What lies around some pieces.
 
     Returns:
         Piece → ``(256,)``: how many faces its voxels share with voxels of each other label
         (0: background). What the border of the volume cuts off is not known and does not count.
     """
-    wanted = np.isin(np.arange(256), list(labels))
-    inside = np.nonzero(wanted[mask.array])
+    wanted = np.zeros(len(pieces.sizes), bool)
+    wanted[list(which)] = True
+    inside = np.nonzero(wanted[pieces.numbers])
     numbers = pieces.numbers[inside].astype(np.int64)
     own, rank = np.unique(numbers, return_inverse=True)
     counts = np.zeros((len(own), 256), np.int64)

@@ -26,6 +26,8 @@ IN_HOST = 0.1
 #: Axes that lean further than this from the patient's are called oblique (degrees).
 OBLIQUE = 2.0
 _NAMED = 8
+#: Of a lesion in more pieces than this, only the largest are looked at: it is noise.
+_LESION_PIECES = 200
 
 
 @dataclass(frozen=True)
@@ -239,10 +241,10 @@ def _about_fragments(entries: tuple[LabelEntry, ...], pieces: Pieces, mask: Labe
 def _about_lesions(mask: LabelMap, pieces: Pieces) -> list[Finding]:
     hosts = mask.table.hosts()
     found = []
-    around = surroundings(mask, pieces, hosts)
+    around = surroundings(mask, pieces, [int(n) for lesion in hosts for n in pieces.of(lesion)[:_LESION_PIECES]])
     for lesion, host in hosts.items():
         at_home = [lesion, *_hosts_of(mask.table[lesion], mask.table)]
-        for piece in pieces.of(lesion):
+        for piece in pieces.of(lesion)[:_LESION_PIECES]:
             faces = around[int(piece)]
             if LabelTable.BODY in at_home:  # anywhere inside of the patient
                 share = 1 - faces[0] / max(1, faces.sum())

@@ -15,8 +15,8 @@ from MAISILib.anatomy.masks import REGIONS
 from MAISILib.errors import MaisiError
 from MAISILib.generation.mask_grid import grid_for_mask
 from MAISILib.generation.settings import recommendation
-from MAISILib.resampling import canonical_grid
-from MAISILib.volumes import LabelMap
+from MAISILib.resampling import canonical_grid, to_canonical
+from MAISILib.volumes import Grid, LabelMap
 
 if TYPE_CHECKING:
     from MAISILib.bundles.bundle import Bundle
@@ -76,15 +76,31 @@ def _about_the_grid(mask: LabelMap, bundle: Bundle) -> list[Finding]:
     if coarser > 1.5:
         text += f", up to {coarser:.1f} times coarser than the mask: small structures may be lost"
     found.append(Finding("note", "size", f"{text}."))
-    try:
-        manifest.limits.check_field_of_view(grid.shape, grid.spacing, regions)
-    except MaisiError as error:
-        found.append(Finding("warning", "field of view", str(error)))
+    found += _about_the_field_of_view(mask, bundle, regions)
     if keeps:
         where = f" for {' and '.join(best.regions)}" if best.regions else ""
         text = f"Recommended{where}: {_times(best.size)} voxels of {_times(best.spacing)} mm."
         found.append(Finding("note", "size", text))
     return found
+
+
+def _about_the_field_of_view(mask: LabelMap, bundle: Bundle, regions: list[str]) -> list[Finding]:
+    """Whether the patient is cut off at the sides where the bundle's training images showed all of him."""
+    needed, _ = bundle.manifest.limits.minimum_field_of_view(regions)
+    array, affine = to_canonical(mask.array, mask.affine)
+    grid = Grid(array.shape, affine)  # type: ignore[arg-type]
+    cut = [
+        f"{name} ({grid.field_of_view[axis]:.0f} mm)"
+        for axis, name in enumerate(("left–right", "front–back"))
+        if grid.field_of_view[axis] < needed and np.take(array, (0, -1), axis=axis).any()
+    ]
+    if not cut:
+        return []
+    text = (
+        f"The mask cuts the patient off {' and '.join(cut)}; the bundle's images show at least {needed:.0f} mm. Beyond "
+        "the mask there will be air."
+    )
+    return [Finding("warning", "field of view", text)]
 
 
 def _content_with_body(mask: LabelMap) -> Box:

@@ -29,6 +29,33 @@ def torso(
     return label_map(array, Grid.axis_aligned(shape, spacing).affine)
 
 
+def many_organs() -> LabelMap:
+    """Spine, ribs and organs of the public labels, a small box each, where they lie in patients."""
+    array = np.zeros((40, 20, 60), np.uint8)
+
+    def put(name: str, x: int, y: int, z: int) -> None:
+        array[x : x + 3, y : y + 3, z : z + 2] = default_table().find(name).value
+
+    spine = [f"C{n}" for n in range(1, 8)] + [f"T{n}" for n in range(1, 13)] + [f"L{n}" for n in range(1, 6)]
+    for level, name in enumerate(spine):
+        put(f"vertebrae {name}", 19, 2, 56 - 2 * level)
+    for rib in range(1, 10):
+        put(f"left rib {rib}", 1, 8, 44 - 2 * rib)
+        put(f"right rib {rib}", 36, 8, 44 - 2 * rib)
+    for side, x in (("left", 8), ("right", 28)):
+        put(f"{side} lung upper lobe", x, 12, 40)
+        put(f"{side} lung lower lobe", x, 12, 32)
+        put(f"{side} kidney", x, 4, 14)
+        put(f"{side} hip", x, 8, 5)
+        put(f"{side} femur", x, 12, 1)
+        put(f"{side} gluteus maximus", x, 1, 5)
+    organs = {"brain": (19, 8, 58), "thyroid gland": (19, 12, 46), "heart": (17, 12, 36), "liver": (28, 8, 24)}
+    organs |= {"spleen": (6, 4, 24), "stomach": (12, 8, 24), "bladder": (19, 12, 4), "sacrum": (19, 2, 6)}
+    for name, place in organs.items():
+        put(name, *place)
+    return label_map(array, Grid.axis_aligned(array.shape, (8.0, 8.0, 10.0)).affine)  # type: ignore[arg-type]
+
+
 def turned(mask: LabelMap, order: tuple[int, int, int], flips: tuple[int, int, int]) -> LabelMap:
     """The same patient at the same place, with voxel axes in another order and direction."""
     array, affine = mask.array, mask.affine
