@@ -178,6 +178,13 @@ def test_widgets_with_nodes_get_the_scene(ui_file: Path) -> None:
     assert needing - connected == set()
 
 
+@pytest.mark.parametrize("ui_file", UI_FILES, ids=lambda path: path.stem)
+def test_qt_5_can_read_the_ui_file(ui_file: Path) -> None:
+    """Today's Designer writes ``Qt::AlignmentFlag::AlignRight``, which the Qt in Slicer's binaries ignores."""
+    values = [part.text or "" for part in ET.parse(ui_file).iter() if part.tag in ("enum", "set")]
+    assert [v for v in values if not all(re.fullmatch(r"\w+::\w+", name) for name in v.split("|"))] == []
+
+
 # How they fit to Slicer
 
 

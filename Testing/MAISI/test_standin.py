@@ -215,6 +215,16 @@ def test_a_module_is_loaded_with_its_ui_and_left_again(small: Any, slicer: Any) 
     assert small.log == ["enter", "clicked", "exit"]
 
 
+def test_a_selector_follows_the_names_and_lets_removed_nodes_go(small: Any, slicer: Any) -> None:
+    volume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "CT")
+    small.ui.volumes.setCurrentNode(volume)
+    volume.SetName("CT of Anna")
+    assert small.ui.volumes.currentText == "CT of Anna"
+    slicer.mrmlScene.RemoveNode(volume)
+    assert small.ui.volumes.currentNodeID == ""
+    assert volume.GetReferenceCount() == 1
+
+
 def test_a_module_is_reloaded_in_place(small: Any, slicer: Any) -> None:
     slicer.util.reloadScriptedModule("Small")
     again = slicer.util.getModuleWidget("Small")

@@ -112,8 +112,10 @@ def unloadModule(name: str) -> None:
     if module is None:
         return
     frame = module.widgetRepresentation()
-    if frame is not None and frame.isEntered():
+    selector = slicer.util.mainWindow().moduleSelector()
+    if selector.selectedModule == name:
         frame.exit()
+        selector.selectedModule = ""
     manager.moduleAboutToBeUnloaded.emit(name)
     if frame is not None:
         frame.delete()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import types
 from typing import Any
 
-from PySide6 import QtCore, QtGui, QtWidgets
+from PySide6 import QtCore, QtWidgets
 from PySide6.QtCore import Qt, Signal
 
 from Testing.slicer_standin.pythonqt import WIDGETS
@@ -135,75 +135,6 @@ class ctkSliderWidget(QtWidgets.QWidget):
     suffix = Property(str, lambda self: self._box.suffix, lambda self, value: self._box.setSuffix(value))
     prefix = Property(str, lambda self: self._box.prefix, lambda self, value: self._box.setPrefix(value))
     tracking = stored(bool, "tracking", True)
-
-
-class ctkDoubleSpinBox(ctkSliderWidget):
-    """A spin box without a slider."""
-
-    def __init__(self, parent: Any = None) -> None:
-        super().__init__(parent)
-        self._slider.hide()
-
-
-class ctkComboBox(QtWidgets.QComboBox):
-    """A combo box that shows a text while nothing is chosen."""
-
-    defaultText = stored(str, "defaultText", "")
-    forceDefault = stored(bool, "forceDefault", False)
-
-
-class ctkSearchBox(QtWidgets.QLineEdit):
-    """A line for what is searched."""
-
-    showSearchIcon = stored(bool, "showSearchIcon", False)
-
-
-class ctkPathLineEdit(QtWidgets.QWidget):
-    """A path to type, or to choose behind a button."""
-
-    currentPathChanged = Signal(str)
-    validInputChanged = Signal(bool)
-
-    def __init__(self, parent: Any = None) -> None:
-        super().__init__(parent)
-        self._line: Any = QtWidgets.QLineEdit(self)
-        button = QtWidgets.QToolButton(self)
-        button.setText("…")
-        layout = QtWidgets.QHBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(self._line)
-        layout.addWidget(button)
-        self._line.textChanged.connect(self.currentPathChanged)
-
-    def setCurrentPath(self, path: str) -> None:
-        self._line.setText(path)
-
-    def addCurrentPathToHistory(self) -> None:
-        """The history is of no consequence here."""
-
-    currentPath = Property(str, lambda self: self._line.text, setCurrentPath)
-    settingKey = stored(str, "settingKey", "")
-    showHistoryButton = stored(bool, "showHistoryButton", True)
-    sizeAdjustPolicy = stored(int, "sizeAdjustPolicy", 0)
-    nameFilters = stored("QStringList", "nameFilters", [])
-    options = stored("QVariant", "options", None)
-    filters = stored("QVariant", "filters", None)
-    Files, Dirs, Readable, Writable = 2, 1, 16, 32  # QDir's
-
-
-class ctkFittedTextBrowser(QtWidgets.QTextBrowser):
-    """Text that is as high as it needs to be."""
-
-    def sizeHint(self) -> QtCore.QSize:
-        return QtCore.QSize(super().sizeHint().width(), round(self.document().size().height()) + 4)
-
-
-class ctkColorPickerButton(QtWidgets.QPushButton):
-    """A button that shows a colour and opens a chooser."""
-
-    colorChanged = Signal(QtGui.QColor)
-    color = stored(QtGui.QColor, "color", QtGui.QColor(0, 0, 0), "colorChanged")
-    displayColorName = stored(bool, "displayColorName", True)
 
 
 def make_ctk() -> types.ModuleType:

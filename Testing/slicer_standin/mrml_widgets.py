@@ -11,7 +11,7 @@ from typing import Any
 from PySide6 import QtWidgets
 from PySide6.QtCore import Signal
 
-from Testing.slicer_standin.ctk_widgets import Property, ctkSliderWidget, stored
+from Testing.slicer_standin.ctk_widgets import Property, stored
 from Testing.slicer_standin.pythonqt import WIDGETS
 
 
@@ -30,13 +30,6 @@ class qMRMLWidget(QtWidgets.QWidget):
 
 class qSlicerWidget(qMRMLWidget):
     """What the panel of a module is put into."""
-
-
-class qMRMLSliderWidget(ctkSliderWidget):
-    """A slider that could show the scene's units."""
-
-    def setMRMLScene(self, scene: Any) -> None:
-        """The units of the scene are of no consequence here."""
 
 
 def _stop_observing(observed: list[tuple[Any, int]]) -> None:
@@ -68,9 +61,10 @@ class qMRMLNodeComboBox(QtWidgets.QComboBox):
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
         self._scene: Any = None
-        observed: list[tuple[Any, int]] = []
-        self._observed = observed
-        self.destroyed.connect(lambda: _stop_observing(observed))
+        self._observed: list[tuple[Any, int]] = []
+        self._named: list[tuple[Any, int]] = []
+        both = (self._observed, self._named)
+        self.destroyed.connect(lambda: [_stop_observing(observed) for observed in both])
         self._classes: list[str] = []
         self._ids: list[str] = []
         self._current = ""
@@ -129,9 +123,8 @@ class qMRMLNodeComboBox(QtWidgets.QComboBox):
             return
         nodes = self._scene.GetNodes() if self._scene is not None else ()
         fitting = [node for node in nodes if self._fits(node)]
-        for node in fitting:  # names change
-            if not any(subject is node for subject, _ in self._observed):
-                self._observed.append((node, node.AddObserver("ModifiedEvent", lambda *_: self._name())))
+        _stop_observing(self._named)
+        self._named += [(node, node.AddObserver("ModifiedEvent", lambda *_: self._name())) for node in fitting]
         self._ids = ([""] if self.noneEnabled else []) + [node.GetID() for node in fitting]
         self.clear()
         self.addItems(([self.noneDisplay] if self.noneEnabled else []) + [node.GetName() or "" for node in fitting])
@@ -154,50 +147,6 @@ class qMRMLNodeComboBox(QtWidgets.QComboBox):
     def _choose(self, index: int) -> None:
         self._select(self._ids[index])
         self.nodeActivated.emit(self.currentNode())
-
-
-class qMRMLSegmentSelectorWidget(qMRMLWidget):
-    """A selector of a segmentation, and one of a segment in it."""
-
-    currentNodeChanged = Signal(object)
-    currentSegmentChanged = Signal(str)
-
-    def __init__(self, parent: Any = None) -> None:
-        super().__init__(parent)
-        self._nodes = qMRMLNodeComboBox(self)
-        self._segments: Any = QtWidgets.QComboBox(self)
-        self._nodes.nodeTypes = ["vtkMRMLSegmentationNode"]
-        self._nodes.noneEnabled = True
-        layout = QtWidgets.QHBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(self._nodes)
-        layout.addWidget(self._segments)
-        self._nodes.currentNodeChanged.connect(self._show)
-        self._segments.currentIndexChanged.connect(lambda _: self.currentSegmentChanged.emit(self.currentSegmentID()))
-
-    def setMRMLScene(self, scene: Any) -> None:
-        super().setMRMLScene(scene)
-        self._nodes.setMRMLScene(scene)
-
-    def currentNode(self) -> Any:
-        return self._nodes.currentNode()
-
-    def setCurrentNode(self, node: Any) -> None:
-        self._nodes.setCurrentNode(node)
-
-    def currentSegmentID(self) -> str:
-        return self._segments.itemData(self._segments.currentIndex) or ""
-
-    def setCurrentSegmentID(self, identifier: str) -> None:
-        self._segments.setCurrentIndex(self._segments.findData(identifier))
-
-    def _show(self, node: Any) -> None:
-        self._segments.clear()
-        if node is not None:
-            segmentation = node.GetSegmentation()
-            for identifier in segmentation.GetSegmentIDs():
-                self._segments.addItem(segmentation.GetSegment(identifier).GetName(), identifier)
-        self.currentNodeChanged.emit(node)
 
 
 def mrml_widgets() -> dict[str, type]:
