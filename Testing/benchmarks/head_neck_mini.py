@@ -93,9 +93,9 @@ def read_patients(bundle: maisi.Bundle, data: Path | None, count: int | None) ->
 
 
 def key_of(bundle: maisi.Bundle) -> str:
-    """Name, version and the beginning of a checksum over all weights."""
-    weights = json.dumps(bundle.weights_sha256(), sort_keys=True)
-    return f"{bundle.name}-{bundle.manifest.version}-{hashlib.sha256(weights.encode()).hexdigest()[:8]}"
+    """Name, version and the beginning of a checksum over what decides how images look: all weights, and the schedule."""
+    look = json.dumps([bundle.weights_sha256(), bundle.manifest.schedule.model_dump()], sort_keys=True)
+    return f"{bundle.name}-{bundle.manifest.version}-{hashlib.sha256(look.encode()).hexdigest()[:8]}"
 
 
 class Store:
@@ -190,7 +190,10 @@ class Benchmark:
                 image, seconds = self.store.image(bundle, patient, self.steps)
                 rows[key].append(image_row(patient, image) | {"seconds": seconds})
                 print(f"{patient.name}, {key}: {seconds:.1f} s", flush=True)
-        return {key: report(f"images in {self.steps} steps, {key}", found) for key, found in rows.items()}
+        return {key: report(f"images in {self._steps_of(key)} steps, {key}", found) for key, found in rows.items()}
+
+    def _steps_of(self, key: str) -> int:
+        return self.steps or self.bundles[key].manifest.schedule.steps
 
     def fid(self) -> Row:
         """2.5D FID against the real patients; ``ratio`` is to the generated images of the first bundle."""
@@ -227,7 +230,7 @@ class Benchmark:
             rows.append({"case": key, **distance, "seconds": float(np.mean([seconds for _, seconds in images]))})
         for row in rows:
             row["times_as_long"] = row["seconds"] / rows[0]["seconds"]
-        return report(f"rectified flow in {self.steps} steps, and DDPM", rows, mean=False)
+        return report(f"rectified flow in {self._steps_of(key_of(bundle))} steps, and DDPM", rows, mean=False)
 
     def sizes(self) -> Row:
         """Volumes (ml) of organs that were asked for small and large, beside real patients at those percentiles."""
@@ -337,7 +340,7 @@ def main() -> None:
     )
     parser.add_argument("--ddpm", help="bundle of the last bundle's DDPM variant")
     parser.add_argument("--cases", type=int, help="patients; default all of --data, else 2")
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, help="solver steps; default: each bundle's own")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--only", choices=PARTS, action="append", help="may be given several times")
     parser.add_argument("--reuse", type=Path, help="folder of generated images")
