@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -136,6 +137,8 @@ class GenerationJob:
 
     def abandon(self) -> None:
         """Lets go of everything without a word, as the application is closing."""
+        if self.isRunning:
+            self.error = errors.Cancelled("MAISI was closed.")
         self.isRunning = False
         self._arrivals.clear()
         self._closeSteps()
@@ -240,7 +243,8 @@ class GenerationJob:
         entry = ResultEntry(shown.volume)
         entry.keep(self.notes)
         if entry.passed is not None:
-            self._results.makeChart(entry)
+            with suppress(MaisiError):  # a check without a single organ
+                self._results.makeChart(entry)
         if not self.nodes:
             self._results.show(entry)
         self.nodes.append((shown.volume, shown.segmentation))
@@ -310,8 +314,13 @@ class GenerationJob:
         self._call(self._callbacks.onProgress, event)
 
     def _call(self, callback: Callable[..., Any] | None, *arguments: Any) -> None:
-        if callback is not None:
+        """A mistake in a callback must not keep the job from its end."""
+        if callback is None:
+            return
+        try:
             callback(*arguments)
+        except Exception:
+            logging.exception("MAISI: a callback failed")
 
 
 def _asOurs(error: Exception, what: str) -> MaisiError:

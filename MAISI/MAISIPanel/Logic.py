@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from MAISILib.errors import MaisiError
-from MAISIPanel.EngineProcess import engineCommand, externalPython, setExternalPython
+from MAISIPanel.EngineProcess import engineCommand, externalPython
 from MAISIPanel.GenerationJob import Callbacks, GenerationJob, errorOf
 from MAISIPanel.MaskFiles import PlannedMask, labelTable
 from MAISIPanel.Parameters import GenerateParameters, ParameterNode
@@ -76,6 +76,7 @@ class MAISILogic:
         self._processEvents = processEvents or _applicationEvents
         self._client = client or WorkerClient(_qtProcess, lambda: engineCommand(externalPython()), self._later)
         self._job: GenerationJob | None = None
+        self._jobs: list[GenerationJob] = []
         self._plannedMask = PlannedMask()
         self._trainingJobs: Any = None
         self.parameterNode = ParameterNode(scene)
@@ -300,7 +301,7 @@ class MAISILogic:
         Raises:
             FileFormatError: A file cannot be read.
         """
-        return self._finishedLoading(self.loadAsync(image, labelmap))[0]
+        return self._finished(self.loadAsync(image, labelmap))
 
     def loadAsync(self, path: str | Path, labelmap: str | Path | None = None, **callbacks: Any) -> GenerationJob:
         """`loadResult` or, with a label map, `loadPair`, in short steps from the event loop.
@@ -324,21 +325,11 @@ class MAISILogic:
         """Starts a fine-tuning in the background; arguments and return value as for ``TrainingJobs.start``."""
         return self.trainingJobs.start(cases, **wish)
 
-    @property
-    def externalPython(self) -> str | None:
-        """An interpreter outside Slicer that runs the engine; None for Slicer's own. Setting it restarts the engine."""
-        return externalPython()
-
-    @externalPython.setter
-    def externalPython(self, path: str | None) -> None:
-        setExternalPython(path)
-        self.client.stop("The engine was stopped to go on with another Python. Start again.")
-
     def shutdown(self) -> None:
         """Ends the engine and whatever it makes, and removes temporary files. Trainings go on."""
         self.client.shutdown()
-        if self._job is not None:
-            self._job.abandon()
+        for job in self._jobs:
+            job.abandon()
         self._plannedMask.remove()
         if MAISILogic._shared is self:
             MAISILogic._shared = None
@@ -346,7 +337,9 @@ class MAISILogic:
     # ------------------------------------------------------------------ how
 
     def _newJob(self, callbacks: Callbacks) -> GenerationJob:
-        return GenerationJob(self.client, self.results, self._later, callbacks)
+        job = GenerationJob(self.client, self.results, self._later, callbacks)
+        self._jobs = [*(each for each in self._jobs if each.isRunning), job]
+        return job
 
     def _start(self, callbacks: Callbacks, begin: Callable[[GenerationJob], None]) -> GenerationJob:
         job = self._newJob(callbacks)
@@ -358,7 +351,10 @@ class MAISILogic:
         return job
 
     def _finished(self, job: GenerationJob) -> Nodes:
-        return self._finishedLoading(job)[0]
+        nodes = self._finishedLoading(job)
+        if not nodes:
+            raise MaisiError("The image was deleted while it came into the scene.")
+        return nodes[0]
 
     def _finishedLoading(self, job: GenerationJob) -> list[Nodes]:
         try:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from MAISILib.anatomy.labels import LabelTable
-from MAISILib.errors import MaskError
+from MAISILib.errors import BundleError, FileFormatError, MaskError
+from MAISILib.quality.hu_check import OrganRange, check_hu, read_ranges
+from MAISILib.resources import resources_folder
 from MAISILib.scene.geometry import array_of
-from MAISILib.scene.label_tables import table_of_result
+from MAISILib.scene.label_tables import bundle_folders, read_manifest, table_of_result
 from MAISILib.scene.mrml import slicer, vtk
 from MAISILib.scene.nodes import CHART_REFERENCE, PROVENANCE_ATTRIBUTE, folder_of, put_into
 from MAISILib.scene.segments import read_mask
+from MAISILib.volumes import LabelMap
 
 #: A median of fewer voxels says little.
 _MINIMUM_VOXELS = 10
@@ -51,8 +54,8 @@ class HuChart(NamedTuple):
 def show_hu_chart(scene: Any, volume: Any, segmentation: Any) -> HuChart:
     """Adds the brightness of each organ to a scene, as a table and as a chart; once for each image.
 
-    What was checked when the image was made stands in its provenance, with the expected ranges. An image without is
-    measured by its segmentation, label by label.
+    What was checked when the image was made stands in its provenance, with the expected ranges. Another image is
+    measured by its segmentation: against the quality table of its bundle where that is known, else label by label.
 
     Args:
         scene: A vtkMRMLScene.
@@ -66,7 +69,10 @@ def show_hu_chart(scene: Any, volume: Any, segmentation: Any) -> HuChart:
     if all(node is not None for node in made):
         return HuChart(*made)
     provenance = json.loads(volume.GetAttribute(PROVENANCE_ATTRIBUTE) or "{}")
-    rows = rows_of_provenance(provenance) or measured_rows(volume, segmentation, table_of_result(None, provenance))
+    rows = rows_of_provenance(provenance)
+    if not rows and segmentation is not None:
+        mask = read_mask(segmentation, table_of_result(None, provenance), volume)
+        rows = measured_rows(volume, mask, expected_ranges(provenance))
     if not rows:
         raise MaskError(f"'{volume.GetName()}' has no organs to measure.")
     table = _table(scene, rows, f"{volume.GetName()} HU table")
@@ -93,25 +99,33 @@ def rows_of_provenance(provenance: Mapping[str, Any]) -> list[OrganRow]:
     return rows
 
 
-def measured_rows(volume: Any, segmentation: Any, table: LabelTable) -> list[OrganRow]:
-    """The median of each label of a segmentation.
+def expected_ranges(provenance: Mapping[str, Any]) -> list[OrganRange]:
+    """The quality table of the bundle that made an image; empty where it is not there, or the images are not in HU."""
+    for folder in bundle_folders(provenance):
+        with suppress(BundleError, FileFormatError, OSError):
+            name = read_manifest(folder).get("quality")
+            places = [place / str(name) for place in (folder, resources_folder())] if name else []
+            return next((read_ranges(path) for path in places if path.is_file()), [])
+    return []
+
+
+def measured_rows(volume: Any, mask: LabelMap, ranges: Sequence[OrganRange] = ()) -> list[OrganRow]:
+    """The medians of the organs of a quality table, or of each label where there is none.
 
     Args:
         volume: Volume node.
-        segmentation: Segmentation node, on any grid; None gives no rows.
-        table: The labels to read it as.
-
-    Raises:
-        MaskError: A segment has no label in the table.
+        mask: What it shows, on its grid.
+        ranges: The quality table.
     """
-    if segmentation is None:
-        return []
-    image, mask = array_of(volume.GetImageData()), read_mask(segmentation, table, volume)
+    image = array_of(volume.GetImageData())
+    if ranges:
+        checked = check_hu(image, mask.array, ranges).organs
+        return [OrganRow(each.organ, each.voxels, each.median_hu, each.low, each.high) for each in checked]
     rows = []
     for value in mask.labels:
         inside = image[mask.array == value]
         if inside.size >= _MINIMUM_VOXELS:
-            name = table[value].name if value in table else f"label {value}"
+            name = mask.table[value].name if value in mask.table else f"label {value}"
             rows.append(OrganRow(name, int(inside.size), float(np.median(inside))))
     return rows
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,20 @@ def table_of_bundle(folder: Path) -> LabelTable:
         BundleError: The folder holds no bundle.
         FileFormatError: Its table cannot be read.
     """
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        name = manifest.get("labels")
-    except (OSError, ValueError, RecursionError, AttributeError) as error:
-        raise BundleError(
-            f"{folder} is no model bundle: {_MANIFEST} is missing or damaged. Import it again."
-        ) from error
+    name = read_manifest(folder).get("labels")
     return default_table() if name is None else LabelTable.read(folder / str(name), base=default_table())
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """A bundle's manifest as it stands in the file, unchecked.
+
+    Raises:
+        BundleError: The folder holds no bundle.
+    """
+    try:
+        return dict(json.loads((folder / _MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError, TypeError) as error:
+        raise BundleError(f"{folder} is no model bundle: {_MANIFEST} is missing or damaged. Import it anew.") from error
 
 
 def table_of_result(folder: Path | None, provenance: Mapping[str, Any]) -> LabelTable:
@@ -48,14 +55,15 @@ def table_of_result(folder: Path | None, provenance: Mapping[str, Any]) -> Label
     """
     if folder is not None and (folder / TABLE_NAME).is_file():
         return LabelTable.read(folder / TABLE_NAME, base=default_table())
+    for place in bundle_folders(provenance):
+        with suppress(BundleError, FileFormatError):
+            return table_of_bundle(place)
+    return default_table()
+
+
+def bundle_folders(provenance: Mapping[str, Any]) -> list[Path]:
+    """Where the bundle that made a result may be, the likeliest place first; nothing need be there."""
     bundle = provenance.get("bundle")
     bundle = bundle if isinstance(bundle, Mapping) else {}
     places = [Path(str(bundle["folder"]))] if bundle.get("folder") else []
-    if bundle.get("name"):
-        places.append(resources_folder() / "bundles" / str(bundle["name"]))
-    for place in places:
-        try:
-            return table_of_bundle(place)
-        except (BundleError, FileFormatError):
-            continue
-    return default_table()
+    return places + ([resources_folder() / "bundles" / str(bundle["name"])] if bundle.get("name") else [])

@@ -77,6 +77,17 @@ def test_an_image_without_a_check_is_measured_label_by_label(scene: Any, table: 
     assert "verdict" not in shown
 
 
+def test_an_image_that_was_not_checked_is_measured_against_the_table_of_its_bundle(scene: Any, table: Any) -> None:
+    labels = np.full((10, 10, 10), 200, np.uint8)
+    labels[:4] = 137  # mandible
+    image = np.where(labels == 137, 600, 400).astype(np.int16)
+    provenance = {"bundle": {"name": "head-neck-mini"}, "quality": None}
+    nodes = show(scene, Volume(image, RAS), LabelMap(labels, RAS, table), "case", provenance=provenance)
+    shown = cells(show_hu_chart(scene, *nodes).table)
+    assert shown["organ"] == ["mandible", "soft tissue"]
+    assert shown["verdict"] == ["passed", "too bright"]
+
+
 def test_where_nothing_can_be_measured_that_is_told(scene: Any, make_image: Make) -> None:
     volume, _ = show(scene, make_image(RAS), None, "alone")
     with pytest.raises(MaskError, match="'alone' has no organs"):
