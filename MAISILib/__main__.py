@@ -10,7 +10,7 @@ def _run() -> int:
         # Without the command line's packages: a worker can say what is missing before anything is installed.
         from MAISILib.jobs.worker import serve
 
-        return serve()
+        serve()
     from MAISILib.cli.app import main
 
     return main()

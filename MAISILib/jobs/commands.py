@@ -203,9 +203,10 @@ def finetune_estimate(job: Job, bundle: str, cases: int, duration: str = "normal
     opened, steps = open_bundle(bundle), steps_of(duration)
     if cases < 1:
         raise RequestError(f"A fine-tuning needs cases; {cases} were given.")
-    from MAISILib.training.finetune_cost import estimate_seconds
+    with generating.planning:
+        from MAISILib.training.finetune_cost import estimate_seconds
 
-    return {"seconds": round(estimate_seconds(opened, cases, steps)), "steps": steps}
+        return {"seconds": round(estimate_seconds(opened, cases, steps)), "steps": steps}
 
 
 def _converted(message: Message, parameter: inspect.Parameter) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from MAISILib.jobs.remaining_time import RemainingTime
 if TYPE_CHECKING:
     import numpy as np
 
+    from MAISILib.bundles.bundle import Bundle
+    from MAISILib.generation.conditioning import Prepared
     from MAISILib.generation.plan import Plan
     from MAISILib.generation.progress import Progress
     from MAISILib.generation.request import GenerateRequest
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 
 #: Longest edge of a preview in pixels, and the seconds that lie between two.
 _PREVIEW_EDGE, _PREVIEW_INTERVAL = 128, 1.0
+#: Held while a plan is made, on whichever thread: the first one loads PyTorch and MONAI, whose modules import one
+#: another in circles, and measures the device, which a second one would disturb.
+planning = threading.Lock()
 
 
 class WarmBundles:
@@ -60,9 +66,7 @@ def plan(job: Job, bundle: str, request: dict[str, Any], device: str = "auto") -
 
     opened, wanted = open_bundle(bundle), _request(request)
     prepared = prepare(opened, wanted)  # what is wrong is told before PyTorch is loaded
-    from MAISILib.generation.pipeline import plan_request
-
-    planned = plan_request(opened, wanted, device, prepared)
+    planned = _planned(opened, wanted, device, prepared)
     return {**planned.to_dict(), "text": in_one_line(planned)}
 
 
@@ -106,10 +110,10 @@ def generate(
     prepared = prepare(opened, wanted)
     check_writable(out)
     job.cancel.check()
-    from MAISILib.generation.pipeline import generate_samples, plan_request
-
-    planned = plan_request(opened, wanted, device, prepared)
+    planned = _planned(opened, wanted, device, prepared)
     opened.prepare_for(planned, wanted)
+    from MAISILib.generation.pipeline import generate_samples
+
     tell = _Teller(job, planned)
     written = []
     try:
@@ -124,6 +128,13 @@ def generate(
         warm.release()  # so that the next, smaller request finds all there is
         raise
     return {"samples": written, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def _planned(bundle: Bundle, request: GenerateRequest, device: str, prepared: Prepared) -> Plan:
+    with planning:
+        from MAISILib.generation.pipeline import plan_request
+
+        return plan_request(bundle, request, device, prepared)
 
 
 def in_one_line(planned: Plan) -> str:

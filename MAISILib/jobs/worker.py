@@ -16,7 +16,7 @@ import threading
 import traceback
 from collections.abc import Mapping
 from queue import SimpleQueue
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from MAISILib import __version__
 from MAISILib.errors import Cancelled, MaisiError, OutOfMemory, RequestError, did_you_mean, means_out_of_memory
@@ -127,8 +127,8 @@ class Worker:
                 job.end("failed", error=told, kind=type(error).__name__)
 
 
-def serve() -> int:
-    """Runs a worker on this process's standard streams until it is told to quit; returns the exit code."""
+def serve() -> NoReturn:
+    """Runs a worker on this process's standard streams until it is told to quit, then ends the process."""
     faulthandler.enable()  # a crash in native code leaves its last lines on standard error
     stdin, stdout = claim_standard_streams()
     outbox = Outbox(stdout)
@@ -156,7 +156,9 @@ def serve() -> int:
     for target in (listen, end_anyway):
         threading.Thread(target=target, daemon=True).start()
     worker.work()
-    return 0
+    sys.stderr.flush()
+    # The interpreter would take its time to end with PyTorch loaded, and another thread may be in the middle of it.
+    os._exit(0)
 
 
 def _missing_package(error: ImportError) -> str:
