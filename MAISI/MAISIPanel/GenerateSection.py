@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import qt
 from slicer.i18n import tr as _
 
 from MAISIPanel.AnatomyPicker import AnatomyPicker
 from MAISIPanel.CostLine import CostLine
 from MAISIPanel.GridControls import GridControls
 from MAISIPanel.Parameters import GenerateParameters
+from MAISIPanel.RegionBoxes import RegionBoxes
 from MAISIPanel.RunControls import RunControls
 from MAISIPanel.SizeSliders import SizeSliders
 
@@ -50,10 +50,10 @@ class GenerateSection:
         self._notes: list[str] = []
         self.anatomies = AnatomyPicker(ui, self._onChanged)
         self.sizes = SizeSliders(ui, self._onChanged)
+        self.regions = RegionBoxes(ui, self._onScope)
         self.grid = GridControls(ui, self._onChanged)
         self.cost = CostLine(logic, ui.costLabel)
         self.run = RunControls(ui, self._onGenerate, logic.cancel)
-        self._regionBoxes: dict[str, Any] = {}
         for text, device in (
             (_("Best available"), "auto"),
             (_("Graphics card (CUDA)"), "cuda"),
@@ -74,8 +74,8 @@ class GenerateSection:
         for combo in (ui.solverComboBox, ui.deviceComboBox):
             combo.connect("currentIndexChanged(int)", lambda _index: self._onChanged())
         ui.modalityComboBox.connect("currentIndexChanged(int)", lambda _index: self._onScope())
-        for selector in (ui.segmentationSelector, ui.referenceSelector):
-            selector.connect("currentNodeChanged(vtkMRMLNode*)", lambda _node: self._onChanged())
+        ui.segmentationSelector.connect("currentNodeChanged(vtkMRMLNode*)", lambda _node: self._onSegmentation())
+        ui.referenceSelector.connect("currentNodeChanged(vtkMRMLNode*)", lambda _node: self._onChanged())
         for box in (ui.stepsSpinBox, ui.countSpinBox):
             box.connect("valueChanged(int)", lambda _value: self._onChanged())
         ui.guidanceSpinBox.connect("valueChanged(double)", lambda _value: self._onChanged())
@@ -134,7 +134,7 @@ class GenerateSection:
             maskSource=source,
             anatomies=self.anatomies.chosen if source in ("library", "generated") else [],
             controllableSizes=self.sizes.sizes if source == "generated" else {},
-            regions=[region for region, box in self._regionBoxes.items() if box.checked],
+            regions=self.regions.chosen,
             modality=str(ui.modalityComboBox.currentData or ""),
             # The image of a segmentation has the segmentation's, or the reference volume's, extent.
             size=None if isFile else self.grid.size,
@@ -232,7 +232,7 @@ class GenerateSection:
         _fill(ui.modalityComboBox, [(name, name) for name in description["modalities"]])
         _fill(ui.solverComboBox, [(name, name) for name in description["solvers"]])
         self.sizes.offer(description["controllable"])
-        self._offerRegions(description["regions"])
+        self.regions.offer(description["regions"])
         ui.stepsSpinBox.maximum = int(description["most_steps"])
         ui.stepsSpinBox.value = int(description["steps"])
         ui.modalityLabel.visible = ui.modalityComboBox.visible = len(description["modalities"]) > 1
@@ -241,25 +241,13 @@ class GenerateSection:
             ui.guidanceSpinBox.value = 0.0
         self.grid.offer(description)
 
-    def _offerRegions(self, regions: list[str]) -> None:
-        layout = self._ui.regionFrame.layout()
-        if list(self._regionBoxes) != list(regions):
-            for box in self._regionBoxes.values():
-                layout.removeWidget(box)
-                box.hide()
-                box.deleteLater()
-            self._regionBoxes = {region: qt.QCheckBox(region) for region in regions}
-            for box in self._regionBoxes.values():
-                layout.addWidget(box)
-                box.connect("toggled(bool)", lambda _checked: self._onScope())
-        self._ui.regionLabel.visible = self._ui.regionFrame.visible = bool(regions)
-
     def _showDescribed(self) -> None:
         """Shows parameters that wait for their bundle; then what the widgets say is what the scene keeps."""
         parameters, self._restored = self._restored, None
         if parameters is not None and parameters.bundle == self._bundle:
             with self._showing():
                 self._show(parameters)
+        self.grid.setRegions(self.regions.chosen)
         self._showSource()
         self._keep()
 
@@ -275,8 +263,7 @@ class GenerateSection:
         self._showSource()
         self.anatomies.choose(parameters.anatomies)
         self.sizes.choose(parameters.controllableSizes)
-        for region, box in self._regionBoxes.items():
-            box.checked = region in parameters.regions
+        self.regions.choose(parameters.regions)
         self.grid.chooseRecommended(parameters.regions, self._modality())
         self.grid.choose(parameters.size or self.grid.size, parameters.spacing or self.grid.spacing)
         ui.stepsSpinBox.value = parameters.steps or int(description.get("steps") or 30)
@@ -299,14 +286,22 @@ class GenerateSection:
         self._showSource()
         self._onChanged()
 
+    def _onSegmentation(self) -> None:
+        """A segmentation that was drawn on a volume gets its image on that volume's grid, if nothing else is chosen."""
+        ui, node = self._ui, self._ui.segmentationSelector.currentNode()
+        if node is not None and ui.referenceSelector.currentNode() is None and not self._isShowing:
+            drawnOn = node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole())
+            if drawnOn is not None and drawnOn.IsA("vtkMRMLScalarVolumeNode"):
+                ui.referenceSelector.setCurrentNode(drawnOn)
+        self._onChanged()
+
     def _onScope(self) -> None:
         """Another region or modality has other recommendations, which are taken where one was chosen before."""
         if self._isShowing:
             return
-        regions = [region for region, box in self._regionBoxes.items() if box.checked]
-        self.grid.setRegions(regions)
+        self.grid.setRegions(self.regions.chosen)
         if self.grid.isRecommended:
-            self.grid.chooseRecommended(regions, self._modality())
+            self.grid.chooseRecommended(self.regions.chosen, self._modality())
         self._onChanged()
 
     def _onSeed(self, text: str) -> None:

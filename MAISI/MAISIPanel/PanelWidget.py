@@ -59,10 +59,11 @@ class PanelWidget:
         self._nodesTimer.connect("timeout()", self.results.refresh)
 
     def enter(self) -> None:
-        """The user looks at the panel: at first the engine is asked what there is."""
+        """The user looks at the panel: the engine is asked what there is, unless it has told already."""
         if self._isFresh:
             self._isFresh = False
             self.generate.restore()
+        if self.model.chosen is None:
             self.refreshEngine()
         else:
             self.generate.refresh()

@@ -34,6 +34,7 @@ class ResultsSection:
     ) -> None:
         self._logic, self._ui, self._notify, self._dialogs, self._run = logic, ui, notify, dialogs, run
         self._entries: list[Any] = []
+        self._items: list[Any] = []  # older builds of PythonQt leave cells to Python
         header = ui.resultsTable.horizontalHeader()
         header.setSectionResizeMode(0, qt.QHeaderView.Stretch)
         for column in (1, 2, 3):
@@ -61,6 +62,7 @@ class ResultsSection:
         table = self._ui.resultsTable
         table.blockSignals(True)
         table.setRowCount(len(self._entries))
+        self._items = []
         for row, entry in enumerate(self._entries):
             for column, text in enumerate(_cells(entry)):
                 item = qt.QTableWidgetItem(text)
@@ -68,6 +70,7 @@ class ResultsSection:
                 if column == _QUALITY and entry.passed is False:
                     item.setForeground(qt.QBrush(qt.QColor(PROBLEM_COLOR)))
                 table.setItem(row, column, item)
+                self._items.append(item)
         table.clearSelection()
         table.blockSignals(False)
         rows = max(2, min(_MOST_ROWS, len(self._entries)))

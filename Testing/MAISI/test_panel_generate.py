@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from Testing.MAISI.panel_user import PanelUser, opened_panel
@@ -93,6 +94,20 @@ def test_a_segmentation_of_the_scene_has_to_be_chosen(user: PanelUser, scene: An
     node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Mine")
     user.find("segmentationSelector").setCurrentNode(node)
     assert user.find("generateButton").enabled
+
+
+def test_the_volume_that_a_segmentation_was_drawn_on_is_proposed(user: PanelUser, scene: Any) -> None:
+    import slicer
+
+    user.choose("maskSourceComboBox", "file")
+    volume = slicer.util.addVolumeFromArray(np.zeros((4, 5, 6)), name="Planning CT")
+    node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Organs")
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    user.find("segmentationSelector").setCurrentNode(node)
+    assert user.find("referenceSelector").currentNode() is volume
+    assert user.panel.logic.parameterNode.get().referenceVolumeID == volume.GetID()
+    scene.RemoveNode(node)
+    assert not user.find("generateButton").enabled
 
 
 def test_the_cost_is_asked_once_when_the_user_pauses(user: PanelUser) -> None:
