@@ -56,32 +56,31 @@ def check_mask_for(mask: LabelMap, bundle: Bundle) -> MaskReport:
 
 
 def _about_the_grid(mask: LabelMap, bundle: Bundle) -> list[Finding]:
+    """What generating without a size and a spacing of the user's own will make of the mask's voxels."""
     manifest = bundle.manifest
-    found = []
-    regions = regions_shown(mask)
-    best = recommendation(manifest, tuple(REGIONS.index(name) for name in regions), next(iter(manifest.modality)))
+    regions, modality = regions_shown(mask), next(iter(manifest.modality))
+    usual = recommendation(manifest, (), modality)
     keeps = manifest.mask_spacing == "keep"
     own = canonical_grid(mask.grid).spacing
+    found = _about_the_field_of_view(mask, bundle, regions)
     try:
         manifest.limits.check_spacing(own)
     except MaisiError as error:
         found.append(Finding("warning" if keeps else "note", "spacing", f"{error} The mask will be resampled."))
-    spacing = None if keeps else best.spacing
+    best = recommendation(manifest, tuple(REGIONS.index(name) for name in regions), modality)
+    if best is not usual:
+        text = f"Recommended for {', '.join(best.regions)}: {_times(best.size)} voxels of {_times(best.spacing)} mm."
+        found.append(Finding("note", "size", f"{text} Ask for it with --spacing."))
+    spacing = None if keeps else usual.spacing
     try:
-        grid = grid_for_mask(bundle, mask.grid, _content_with_body(mask), recommended=best.size, spacing=spacing)
+        grid = grid_for_mask(bundle, mask.grid, _content_with_body(mask), recommended=usual.size, spacing=spacing)
     except MaisiError as error:
         return [*found, Finding("error", "size", str(error))]
     text = f"The networks will work on {_times(grid.shape)} voxels of {_times(grid.spacing)} mm"
     coarser = max(new / old for new, old in zip(grid.spacing, own, strict=True))
     if coarser > 1.5:
         text += f", up to {coarser:.1f} times coarser than the mask: small structures may be lost"
-    found.append(Finding("note", "size", f"{text}."))
-    found += _about_the_field_of_view(mask, bundle, regions)
-    if keeps:
-        where = f" for {' and '.join(best.regions)}" if best.regions else ""
-        text = f"Recommended{where}: {_times(best.size)} voxels of {_times(best.spacing)} mm."
-        found.append(Finding("note", "size", text))
-    return found
+    return [*found, Finding("note", "size", f"{text}.")]
 
 
 def _about_the_field_of_view(mask: LabelMap, bundle: Bundle, regions: list[str]) -> list[Finding]:

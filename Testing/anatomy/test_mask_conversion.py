@@ -77,7 +77,9 @@ def test_convert_and_back_is_the_identity(name, seed, order, flips, angle, spaci
 def test_every_voxel_is_accounted_for_whatever_the_numbers(name, seed, table):
     rng = np.random.default_rng(seed)
     array = rng.integers(0, 160, (6, 5, 4)).astype(np.uint8)
-    array[0, 0, 0] = label_set(name).named("esophagus").number
+    esophagus = label_set(name).named("esophagus")
+    assert esophagus is not None
+    array[0, 0, 0] = esophagus.number or 0
     mask, conversion = convert(numbered(array), table, "random", name)
     assert sum(s.voxels for s in conversion.structures) == np.count_nonzero(array)
     assert sum(s.kept for s in conversion.structures if s.label) == np.count_nonzero(mask.array)

@@ -58,7 +58,7 @@ def test_empty_mask_is_an_error():
 
 
 def test_unknown_labels_are_an_error_that_points_to_conversion():
-    report = examine(with_box(healthy(), 177, (slice(0, 2),) * 3))
+    report = examine(with_box(healthy(), 177, (slice(0, 2), slice(0, 2), slice(0, 2))))
     assert not report.is_usable
     assert "177 (8 voxels)" in told(report, "labels", "error")
     assert "maisi mask convert" in told(report, "labels", "error")
@@ -66,7 +66,9 @@ def test_unknown_labels_are_an_error_that_points_to_conversion():
 
 
 def test_place_holders_are_told_and_alone_an_error():
-    assert "2 (dummy1)" in told(examine(with_box(healthy(), 2, (slice(10, 12),) * 3)), "labels")
+    assert "2 (dummy1)" in told(
+        examine(with_box(healthy(), 2, (slice(10, 12), slice(10, 12), slice(10, 12)))), "labels"
+    )
     assert not examine(label_map(np.full((3, 3, 3), 2))).is_usable
 
 

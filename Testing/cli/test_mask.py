@@ -1,0 +1,241 @@
+"""``maisi mask``: check, convert and envelope as a user meets them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from MAISILib.anatomy.envelope import add_body
+from MAISILib.anatomy.grids import back_to, content_box, model_grid
+from MAISILib.anatomy.labels import default_table
+from MAISILib.files.images import read_image, read_mask
+from MAISILib.files.nifti import write_labels
+from MAISILib.resampling import canonical_grid, resample_labels
+from MAISILib.volumes import LabelMap
+from Testing.anatomy.phantoms import many_organs, torso
+from Testing.cli.conftest import Maisi
+from Testing.training.users_cases import write_image, write_segments
+
+CT_BUNDLE = "nv-rflow-ct"
+
+
+def saved(mask: LabelMap, path: Path) -> Path:
+    write_labels(mask, path, synthetic=False)
+    return path
+
+
+def test_check_lists_labels_and_findings(maisi: Maisi, work: Path) -> None:
+    saved(add_body(torso()), work / "mask.nii.gz")
+    told = maisi("mask", "check", "mask.nii.gz", "--bundle", CT_BUNDLE)
+    assert told.code == 0
+    assert told.out.startswith(
+        "mask.nii.gz: 24 × 20 × 16 voxels of 4 × 4 × 5 mm, axes RAS, field of view 96 × 80 × 80 mm"
+    )
+    assert "    1  liver " in told.out
+    assert "Spacing 4×4×5 mm: x must lie in 0.5–3 mm" in told.out
+    assert "The networks will work on 256 × 256 × 256 voxels of 1.5 × 1.5 × 1.5 mm." in told.out
+    assert sorted(work.iterdir()) == [work / "mask.nii.gz"]
+
+
+def test_check_as_json_and_picture(maisi: Maisi, work: Path) -> None:
+    mask = torso()
+    saved(mask, work / "mask.nii.gz")
+    write_image(work / "ct.nii.gz", np.where(mask.array > 0, 40, -1000).astype(np.int16), mask.affine)
+    outcome = maisi("mask", "check", "mask.nii.gz", "--bundle", CT_BUNDLE, "--json", "--picture", "alone.png")
+    assert outcome.json["is_usable"] is True
+    assert {"level": "warning", "topic": "body"}.items() <= outcome.json["findings"][0].items()
+    assert {row["name"] for row in outcome.json["labels"]} >= {"liver", "spleen", "brain"}
+    assert maisi("mask", "check", "mask.nii.gz", "-b", CT_BUNDLE, "--ct", "ct.nii.gz", "--picture", "ct.png").code == 0
+    from PIL import Image
+
+    with Image.open(work / "alone.png") as alone, Image.open(work / "ct.png") as both:
+        assert alone.size[0] == both.size[0] == 1200
+        assert both.size[1] > alone.size[1] > 100
+        liver = np.array(default_table()[1].color)
+        shown = np.asarray(alone.convert("RGB")).astype(int)
+        assert (np.abs(shown - liver).sum(axis=-1) < 40).sum() > 50, "the liver's color is in the picture"
+
+
+def test_check_of_a_mask_in_foreign_numbers_reports_and_fails(maisi: Maisi, work: Path) -> None:
+    saved(torso(), work / "mask.nii.gz")
+    told = maisi("mask", "check", "mask.nii.gz", "--bundle", "head-neck-mini")
+    assert told.code == 2
+    assert "error    labels: 'head-neck-mini' does not know 1 (" in told.out
+    assert len(told.err.splitlines()) == 1
+    assert "cannot be used with 'head-neck-mini'" in told.err
+
+
+def test_check_of_a_mask_that_does_not_fit_says_what_would(maisi: Maisi, work: Path) -> None:
+    array = np.zeros((400, 20, 20), np.uint8)
+    array[2:-2, 2:-2, 2:-2] = 200
+    saved(LabelMap(array, np.diag([4.0, 4.0, 4.0, 1.0]), default_table()), work / "wide.nii.gz")
+    told = maisi("mask", "check", "wide.nii.gz", "--bundle", "head-neck-mini")
+    assert told.code == 2
+    assert "error    size: The labels span 1584 × 64 × 64 mm" in told.out
+    assert "or crop the mask" in told.out
+
+
+def test_check_tells_where_the_patient_is_cut_off(maisi: Maisi, work: Path) -> None:
+    array = np.full((60, 60, 40), 200, np.uint8)
+    array[20:40, 20:40, 10:30] = 1
+    saved(LabelMap(array, np.diag([2.0, 2.0, 4.0, 1.0]), default_table()), work / "cut.nii.gz")
+    told = maisi("mask", "check", "cut.nii.gz", "--bundle", CT_BUNDLE)
+    assert "cuts the patient off left–right (120 mm) and front–back (120 mm)" in told.out
+
+
+def test_check_with_a_bundle_that_takes_no_masks(maisi: Maisi, work: Path) -> None:
+    saved(torso(), work / "mask.nii.gz")
+    told = maisi("mask", "check", "mask.nii.gz", "--bundle", "nv-rflow-mr")
+    assert told.code == 2
+    assert "makes images without a mask only" in told.out
+
+
+@pytest.mark.parametrize("name", ["nv-rflow-tc", "no/such/folder"])
+def test_check_with_an_unknown_bundle(refused: Maisi, work: Path, name: str) -> None:
+    saved(torso(), work / "mask.nii.gz")
+    assert "There is no bundle" in refused("mask", "check", "mask.nii.gz", "--bundle", name).err
+
+
+def test_check_of_bad_files(refused: Maisi, work: Path) -> None:
+    (work / "empty.nii.gz").write_bytes(b"")
+    (work / "text.nii").write_text("no image", encoding="utf-8")
+    write_image(work / "ct.nii.gz", np.linspace(-1000, 1000, 27, dtype=np.float32).reshape(3, 3, 3), np.eye(4))
+    assert "is empty" in refused("mask", "check", "empty.nii.gz").err
+    assert "cannot be read" in refused("mask", "check", "text.nii").err
+    assert "no whole numbers" in refused("mask", "check", "ct.nii.gz").err
+    assert "does not exist" in refused("mask", "check", "none.nii.gz").err
+
+
+def totalsegmentator(folder: Path) -> Path:
+    """The phantom as TotalSegmentator would number it."""
+    from MAISILib.anatomy.label_sets import label_set
+
+    lookup = np.zeros(256, np.uint8)
+    for number, structure in label_set("totalsegmentator").by_number.items():
+        lookup[default_table().find(structure.label).value] = number
+    return write_image(folder / "total.nii.gz", lookup[many_organs().array], many_organs().affine)
+
+
+@pytest.mark.parametrize("options", [(), ("--from", "totalsegmentator")])
+def test_convert_gives_a_mask_that_check_accepts(maisi: Maisi, work: Path, options: tuple[str, ...]) -> None:
+    totalsegmentator(work)
+    told = maisi("mask", "convert", "total.nii.gz", *options, "--bundle", CT_BUNDLE, "--out", "mask.nii.gz")
+    assert told.code == 0, told.err
+    assert "read as TotalSegmentator 2, task total" in told.out
+    mask = read_mask(work / "mask.nii.gz", default_table())
+    assert (mask.array == many_organs().array).all()
+    assert mask.grid.same_as(many_organs().grid)
+    assert "synthetic" not in str(nib.load(work / "mask.nii.gz").header["descrip"])  # type: ignore[attr-defined]
+    assert maisi("mask", "check", "mask.nii.gz", "--bundle", CT_BUNDLE).code == 0
+
+
+def test_convert_reads_names_in_a_nifti_header(maisi: Maisi, work: Path) -> None:
+    image = nib.Nifti1Image(np.repeat(np.array([0, 3, 9], np.uint8), 9).reshape(3, 3, 3), np.eye(4))  # type: ignore[attr-defined]
+    rows = '<Label Key="3"><![CDATA[lung_upper_lobe_left]]></Label><Label Key="9"><![CDATA[liver]]></Label>'
+    text = f"<CaretExtension><LabelTable>{rows}</LabelTable></CaretExtension>".encode()
+    image.header.extensions.append(nib.nifti1.Nifti1Extension(0, text))  # type: ignore[attr-defined]
+    nib.save(image, work / "named.nii.gz")  # type: ignore[attr-defined]
+    outcome = maisi("mask", "convert", "named.nii.gz", "-b", CT_BUNDLE, "-o", "mask.nii.gz", "--json")
+    assert {s["name"]: s["label"] for s in outcome.json["structures"]} == {"lung_upper_lobe_left": 28, "liver": 1}
+    assert read_mask(work / "mask.nii.gz", default_table()).labels == [1, 28]
+
+
+def test_convert_reads_slicer_segmentations_and_tells_overlaps(maisi: Maisi, work: Path) -> None:
+    layers = np.zeros((2, 6, 5, 4), np.uint8)
+    layers[0, 1:5], layers[1, 2:3] = 1, 1
+    segments = [
+        {"Name": "Kidney, L", "LabelValue": 1, "Layer": 0},
+        {"Name": "kidney_cyst_left", "LabelValue": 1, "Layer": 1},
+    ]
+    write_segments(work / "scene.seg.nrrd", layers, np.eye(4), segments)
+    told = maisi("mask", "convert", "scene.seg.nrrd", "-b", CT_BUNDLE, "-o", "mask.nii.gz")
+    assert told.code == 0, told.err
+    assert "overlap    Kidney, L: 20 of 80 voxels went to left kidney cyst (20)" in told.out
+    counts = np.bincount(read_mask(work / "mask.nii.gz", default_table()).array.ravel(), minlength=256)
+    assert (counts[14], counts[116]) == (60, 20)
+
+
+def test_convert_reads_a_folder_of_structures(maisi: Maisi, work: Path) -> None:
+    for index, name in enumerate(("spleen", "liver", "quokka")):
+        array = np.zeros((6, 5, 4), np.uint8)
+        array[2 * index : 2 * index + 2] = 1
+        write_image(work / "segmentations" / f"{name}.nii.gz", array, np.eye(4))
+    told = maisi("mask", "convert", "segmentations", "-b", CT_BUNDLE, "-o", "out/mask.nii.gz")
+    assert told.code == 0, told.err
+    assert "2 of 3 structures became 2 labels" in told.out
+    assert "left out   quokka (40): 'MAISI' has no label for them" in told.out
+    assert read_mask(work / "out/mask.nii.gz", default_table()).array[:, 0, 0].tolist() == [3, 3, 1, 1, 0, 0]
+
+
+def test_convert_refuses_what_cannot_be(refused: Maisi, work: Path) -> None:
+    totalsegmentator(work)
+    (work / "only.csv").write_text("number,name\n1,spleen\n", encoding="utf-8")
+    base = ("mask", "convert", "total.nii.gz", "-b", CT_BUNDLE)
+    assert "must end in .nii" in refused(*base, "-o", "mask.nrrd").err
+    assert "Did you mean 'vista3d'" in refused(*base, "-o", "m.nii.gz", "--from", "vista").err
+    assert "does not exist" in refused(*base, "-o", "m.nii.gz", "--from", "none.csv").err
+    assert (
+        "no structure has a label in 'head-neck-mini'"
+        in refused("mask", "convert", "total.nii.gz", "--from", "only.csv", "-o", "m.nii.gz").err
+    )
+
+
+def test_envelope_adds_a_body_and_changes_no_organ(maisi: Maisi, work: Path) -> None:
+    mask = torso()
+    saved(mask, work / "mask.nii.gz")
+    told = maisi("mask", "envelope", "mask.nii.gz", "-b", CT_BUNDLE, "-o", "hull.nii.gz")
+    assert told.code == 0, told.err
+    assert "a guess" in told.out
+    body = np.zeros(mask.array.shape, bool)
+    body[2:-2, 3:-3] = True
+    write_image(work / "ct.nii.gz", np.where(body, 30, -1000).astype(np.int16), mask.affine)
+    told = maisi("mask", "envelope", "mask.nii.gz", "-b", CT_BUNDLE, "-o", "full.nii.gz", "--ct", "ct.nii.gz", "--json")
+    assert "from the CT" in told.json["notes"][0]
+    for name in ("hull.nii.gz", "full.nii.gz"):
+        made = read_mask(work / name, default_table()).array
+        assert (made[mask.array > 0] == mask.array[mask.array > 0]).all()
+        assert set(np.unique(made[mask.array == 0])) == {0, 200}
+    assert (made[body & (mask.array == 0)] == 200).all()
+
+
+def test_envelope_of_an_empty_mask_is_refused(refused: Maisi, work: Path) -> None:
+    write_image(work / "empty.nii.gz", np.zeros((4, 4, 4), np.uint8), np.eye(4))
+    assert "is empty" in refused("mask", "envelope", "empty.nii.gz", "-o", "out.nii.gz").err
+
+
+CHEST = Path(os.environ.get("MAISI_TEST_CHEST", ""))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (CHEST / "mask.nii.gz").is_file(), reason="MAISI_TEST_CHEST names no folder with a chest CT")
+def test_segmentation_of_a_real_chest_becomes_a_whole_mask(maisi: Maisi, work: Path) -> None:
+    """A CT (cxr.nii.gz) and its segmentation by TotalSegmentator (mask.nii.gz, structures.csv)."""
+    source = read_image(CHEST / "mask.nii.gz", units="labels")
+    guessed = maisi("mask", "convert", CHEST / "mask.nii.gz", "-b", CT_BUNDLE, "-o", "guessed.nii.gz", "--json").json
+    assert "task total, guessed" in guessed["read_as"]
+    assert [s["number"] for s in guessed["structures"] if s["label"] is None] == [118]  # an older version's number
+    listed = ("--from", CHEST / "structures.csv")
+    told = maisi("mask", "convert", CHEST / "mask.nii.gz", *listed, "-b", CT_BUNDLE, "-o", "m.nii.gz", "--json").json
+    assert all(s["kept"] == s["voxels"] > 0 for s in told["structures"])
+    assert told["merges"] == {}
+    assert (
+        maisi("mask", "envelope", "m.nii.gz", "--ct", CHEST / "cxr.nii.gz", "-b", CT_BUNDLE, "-o", "e.nii.gz").code == 0
+    )
+    report = maisi("mask", "check", "e.nii.gz", "-b", CT_BUNDLE, "--json").json
+    doubts = {f["topic"]: f["message"] for f in report["findings"] if f["level"] != "note"}
+    assert doubts.keys() <= {"fragments", "field of view"}
+    assert "left–right (360 mm)" in doubts["field of view"], "the shoulders are cut off"
+
+    mask = read_mask(work / "e.nii.gz", default_table())
+    organs = np.where(mask.array == 200, 0, mask.array)
+    assert ((organs > 0) == (source.array > 0)).all()
+    grid = model_grid(mask.grid, content_box(mask), canonical_grid(mask.grid).spacing, divisor=16)
+    back = back_to(resample_labels(mask, grid), mask.grid)
+    for label in mask.labels:
+        inside = mask.array == label
+        if inside.sum() > 100:
+            assert (back.array[inside] == label).mean() >= 0.995, default_table().describe(label)
