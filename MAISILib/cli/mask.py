@@ -1,4 +1,4 @@
-"""``maisi mask``: what a mask holds, masks of other programs, and the body around a mask."""
+"""``maisi mask``: what a mask holds, masks of other programs, the body around a mask, and libraries."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from MAISILib.cli import options
+from MAISILib.cli import mask_library, options
 from MAISILib.errors import MaskError
 
-app = typer.Typer(help="Check, convert and complete masks.", no_args_is_help=True)
+app = typer.Typer(help="Check, convert, complete and find masks.", no_args_is_help=True)
+app.add_typer(mask_library.app, name="library")
 File = Annotated[Path, typer.Argument(help="Label map: NIfTI, NRRD or .seg.nrrd.")]
 
 

@@ -207,6 +207,36 @@ def test_envelope_of_an_empty_mask_is_refused(refused: Maisi, work: Path) -> Non
     assert "is empty" in refused("mask", "envelope", "empty.nii.gz", "-o", "out.nii.gz").err
 
 
+def test_library_is_built_and_searched_nearest_first(maisi: Maisi, work: Path) -> None:
+    for name, spacing in (("near", 4.0), ("far", 8.0)):
+        mask = torso(spacing=(spacing, spacing, 5.0))
+        saved(mask, work / "masks" / f"{name}.nii.gz")
+    built = maisi("mask", "library", "build", "masks", "-o", "lib", "-b", CT_BUNDLE)
+    assert built.code == 0, built.err
+    assert built.out == "lib/masks.json lists 2 masks.\n"
+    search = ("mask", "library", "search", "--library", "lib/masks.json", "-b", CT_BUNDLE, "-a", "liver")
+    wanted = ("--size", 24, 20, 16, "--spacing", 7, 7, 5)
+    rows = maisi(*search, *wanted, "--json").json["masks"]
+    assert [Path(row["file"]).name for row in rows] == ["far.nii.gz", "near.nii.gz"]
+    assert rows[0]["distance_mm"] == pytest.approx(np.hypot(24, 20), abs=0.01)
+    assert "liver" in rows[0]["anatomies"]
+    text = maisi(*search, "--size", 24, 20, 16, "--spacing", 4, 4, 5, "--limit", 1).out
+    assert "near.nii.gz" in text.splitlines()[0]
+    assert "size and voxel size are as asked for" in text
+
+
+def test_library_says_why_nothing_fits(refused: Maisi, work: Path) -> None:
+    assert "prostate" in refused("mask", "library", "search", "-b", "head-neck-mini", "-a", "prostate").err
+    told = refused("mask", "library", "search", "-b", "nv-rflow-mr")
+    assert "has no mask library" in told.err
+
+
+def test_library_of_the_embedded_bundle_is_searched(maisi: Maisi, work: Path) -> None:
+    rows = maisi("mask", "library", "search", "-a", "mandible", "-a", "larynx", "--limit", 2, "--json").json
+    assert 0 < len(rows["masks"]) <= 2 <= rows["searched"]
+    assert all({"mandible", "larynx"} <= set(row["anatomies"]) for row in rows["masks"])
+
+
 CHEST = Path(os.environ.get("MAISI_TEST_CHEST", ""))
 
 
