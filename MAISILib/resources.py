@@ -10,7 +10,7 @@ from MAISILib.errors import FileFormatError
 
 @cache
 def resources_folder() -> Path:
-    """The folder ``Resources``: inside the package in a wheel, beside it in a checkout and in a Slicer extension.
+    """The folder ``Resources``: inside the package in a wheel and in a Slicer extension, beside it in a checkout.
 
     Raises:
         FileFormatError: Neither place has the folder: the installation is incomplete.

@@ -87,9 +87,9 @@ def loadedModule(scene: Any) -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture
 def waitUntil(app: Any) -> Callable[..., None]:
-    """Lets the event loop run until a condition holds: ``waitUntil(lambda: …, seconds=10)``."""
+    """Lets the event loop run until a condition holds: ``waitUntil(lambda: …, seconds=30)``."""
 
-    def wait(condition: Callable[[], Any], seconds: float = 10.0) -> None:
+    def wait(condition: Callable[[], Any], seconds: float = 30.0) -> None:
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, f"not within {seconds} s"

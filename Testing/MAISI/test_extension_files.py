@@ -123,6 +123,11 @@ def test_the_index_entry_says_what_the_extension_says() -> None:
     assert (entry["tier"], entry["build_subdirectory"]) == (3, ".")
 
 
+def test_what_is_said_of_the_extension_is_one_text_for_cmake() -> None:
+    """A semicolon would make it a list, of which Slicer's macros take what they find first."""
+    assert [line for line in CMAKE.splitlines() if line.startswith("set(EXTENSION_") and ";" in line] == []
+
+
 @pytest.mark.parametrize("setting_name", ["EXTENSION_ICONURL", "EXTENSION_SCREENSHOTURLS"])
 def test_pictures_of_the_index_are_in_the_repository(setting_name: str) -> None:
     """They are shown from there, so a renamed one would be missing without a message."""
