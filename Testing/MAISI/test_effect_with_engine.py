@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from MAISILib.jobs import detached
 from Testing.MAISI.drawn_cases import draw_case
 from Testing.MAISI.test_effect import Editor
 from Testing.tiny_bundle import make_tiny_bundle
@@ -38,10 +39,10 @@ def test_a_painted_label_is_learned_across_a_restart_and_generated(
     editor.edit(*draw_case(scene, segment="lesion"), "painted_lesion")
     editor.widget.setActiveEffectByName("MAISI")
     options = editor.options
-    waitUntil(lambda: options.hostComboBox.findData("liver") >= 0, seconds=60)
+    waitUntil(lambda: options.hostComboBox.findData("liver") >= 0, seconds=120)
     options.hostComboBox.setCurrentIndex(options.hostComboBox.findData("liver"))
     options.fineTuneButton.click()
-    waitUntil(lambda: first.trainingJobs.running(), seconds=60)
+    waitUntil(lambda: first.trainingJobs.running(), seconds=120)
     editor.widget.destroy()
     first.shutdown()  # Slicer is closed
     waitUntil(lambda: not first.client.isRunning)
@@ -51,7 +52,7 @@ def test_a_painted_label_is_learned_across_a_restart_and_generated(
     assert second is not first
     try:
         (training,) = second.trainingJobs.find()
-        waitUntil(lambda: second.trainingJobs.state(training) not in ("queued", "running"), seconds=300)
+        waitUntil(lambda: second.trainingJobs.state(training) not in ("queued", "running"), seconds=600)
         assert second.trainingJobs.state(training) == "done", second.trainingJobs.log(training)
         assert training.name == "tiny-lesion"
         volume, segmentation = second.generate(bundle="tiny-lesion", anatomy=["lesion"], steps=1, seed=1)
@@ -60,5 +61,7 @@ def test_a_painted_label_is_learned_across_a_restart_and_generated(
         names = {segments.GetNthSegment(number).GetName() for number in range(segments.GetNumberOfSegments())}
         assert "lesion" in names
     finally:
+        for training in second.trainingJobs.running():
+            detached.end(training.job)
         second.shutdown()
         waitUntil(lambda: not second.client.isRunning)

@@ -14,6 +14,7 @@ import pytest
 
 from MAISILib.bundles.catalogue import data_folder
 from MAISILib.errors import MaisiError, OutputError, RequestError, TrainingError
+from MAISILib.jobs import detached
 from Testing.MAISI.drawn_cases import draw_case
 from Testing.tiny_bundle import make_tiny_bundle
 
@@ -75,8 +76,6 @@ def makeJobs(tmp_path: Path, data: Path) -> Iterator[Callable[[], Any]]:
 
     yield lambda: TrainingJobs(data, command)
     for training in TrainingJobs(data, command).running():
-        from MAISILib.jobs import detached
-
         detached.end(training.job)
 
 
@@ -134,8 +133,6 @@ def test_another_slicer_finds_it_running_stops_and_resumes_it(makeJobs: Any, lis
 def test_one_that_does_not_stop_when_asked_is_ended(
     makeJobs: Any, listed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from MAISILib.jobs import detached
-
     monkeypatch.setattr(detached, "GRACE_SECONDS", 0.2)
     monkeypatch.setattr(detached, "ask_group", lambda pid: None)
     monkeypatch.setattr(detached, "STOP_VARIABLE", "NOBODY_LOOKS_AT_THIS")
@@ -242,7 +239,11 @@ def test_a_suggested_name_is_free_and_fit_for_a_folder() -> None:
 
 @pytest.mark.slow
 def test_a_painted_label_becomes_a_bundle_that_the_engine_lists(
-    scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waitUntil: Callable[..., None]
+    scene: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    waitUntil: Callable[..., None],
+    request: pytest.FixtureRequest,
 ) -> None:
     """The real engine, stopped by a second Slicer and finished by a third."""
     from MAISIPanel.Logic import MAISILogic
@@ -253,6 +254,7 @@ def test_a_painted_label_becomes_a_bundle_that_the_engine_lists(
     make_tiny_bundle(data / "bundles" / "tiny", with_masks=1)
     wish = {"name": "tiny-lesion", "bundle": "tiny", "newLabels": ["lesion=150:liver"], "steps": 12, "device": "cpu"}
     TrainingJobs().start([draw_case(scene)], edits={"Segment_1": "lesion"}, **wish)
+    request.addfinalizer(lambda: [detached.end(training.job) for training in TrainingJobs(data).running()])
     second = TrainingJobs()
     (training,) = second.running()
     tail, losses = second.follow(training), []
@@ -262,14 +264,14 @@ def test_a_painted_label_becomes_a_bundle_that_the_engine_lists(
         losses.extend(event for event in tail.read() if event.stage == "controlnet" and event.metrics)
         return bool(losses)
 
-    until(has_begun, 240)
+    until(has_begun, 600)
     second.stop(training)
     until(lambda: second.state(training) != "running", 60)
     assert second.state(training) == "cancelled", second.log(training)
 
     third = TrainingJobs()
     training = third.resume(third.find()[0])
-    until(lambda: third.state(training) != "running", 240)
+    until(lambda: third.state(training) != "running", 600)
     assert third.state(training) == "done", third.log(training)
     events = third.follow(training).read()
     assert [e.done for e in events if e.stage == "controlnet" and e.metrics][-1] == 12
