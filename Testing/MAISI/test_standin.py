@@ -34,6 +34,9 @@ class Small(ScriptedLoadableModule):
     def __init__(self, parent):
         ScriptedLoadableModule.__init__(self, parent)
         parent.title = _("Small")
+        slicer.app.connect("startupCompleted()", self.onStarted)
+    def onStarted(self):
+        SmallWidget.log.append("started")
 
 class SmallWidget(ScriptedLoadableModuleWidget):
     log = []
@@ -212,7 +215,7 @@ def test_a_module_is_loaded_with_its_ui_and_left_again(small: Any, slicer: Any) 
     slicer.util.selectModule("Volumes")
     slicer.mrmlScene.Clear(0)
     assert small.ui.volumes.currentNode() is None
-    assert small.log == ["enter", "clicked", "exit"]
+    assert small.log == ["started", "enter", "clicked", "exit"]
 
 
 def test_a_selector_follows_the_names_and_lets_removed_nodes_go(small: Any, slicer: Any) -> None:
@@ -228,7 +231,7 @@ def test_a_selector_follows_the_names_and_lets_removed_nodes_go(small: Any, slic
 def test_a_module_is_reloaded_in_place(small: Any, slicer: Any) -> None:
     slicer.util.reloadScriptedModule("Small")
     again = slicer.util.getModuleWidget("Small")
-    assert small.log == ["enter", "cleanup"]
+    assert small.log == ["started", "enter", "cleanup"]
     assert again is not small
     assert again.ui.button.text == ""
 

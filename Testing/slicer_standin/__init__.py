@@ -89,6 +89,7 @@ def loadModule(path: Path | str, enter: bool = True) -> Any:
     described = getattr(python, name)(module)
     setattr(slicer.modules, f"{name}Instance", described)
     app.startupCompleted.emit()
+    app.disconnect("startupCompleted()")  # a module hears of the start once
     if not enter or module.hidden or not hasattr(python, f"{name}Widget"):
         return described
 
