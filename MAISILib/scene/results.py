@@ -183,16 +183,16 @@ def _steps(scene: Any, image: Path, mask: Path | None, table: LabelTable, look: 
         labels = None
         if mask is not None and not is_segmentation:
             labels = yield from _read_steps(mask, Path(temporary), "segmentation")
-    array, affine = array_of(volume.GetImageData()), grid_of(volume).affine
-    if grid is not None and grid.same_as(Grid(array.shape, affine)):  # type: ignore[arg-type]
-        affine = grid.affine
+    array, own = array_of(volume.GetImageData()), grid_of(volume)
+    grid = grid if grid is not None and grid.same_as(own) else own
+    label_map = None if mask is None or labels is None else _label_map(labels, mask, table, grid)
     modality = look.modality or ("CT" if array.min() < _LOWEST_MR else "MR")
     units = "HU" if modality.upper().startswith("CT") else "arbitrary"
     yield "showing the image"
     look = look._replace(name=scene.GenerateUniqueName(look.name))
     node, _ = show(
         scene,
-        Volume(array, affine, units),
+        Volume(array, grid.affine, units),
         None,
         look.name,
         modality=modality,
@@ -201,28 +201,37 @@ def _steps(scene: Any, image: Path, mask: Path | None, table: LabelTable, look: 
     )
     if mask is None:
         return Shown(node, None, ())
-    yield "showing the segmentation"
-    notes: tuple[str, ...] = ()
-    if labels is None:
-        segmentation = _read_segmentation(scene, mask, f"{look.name} mask", node)
-    else:
-        advice = f"Renumber them with the labels of table '{table.name}'."
-        values, notes = as_labels(array_of(labels.GetImageData()), mask, advice)
-        own = grid_of(labels)
-        is_aligned = own.same_as(Grid(array.shape, affine))  # type: ignore[arg-type]
-        label_map = LabelMap(values, affine if is_aligned else own.affine, table, mask.name)
+    try:
+        yield "showing the segmentation"
+        if node.GetScene() is None:  # it was deleted in between
+            return Shown(node, None, ())
+        if label_map is None:
+            return Shown(node, _read_segmentation(scene, mask, f"{look.name} mask", node), ())
         segmentation = show_mask(
             scene,
             label_map,
             f"{look.name} mask",
-            reference=node if node.GetScene() is not None else None,
+            reference=node,
             folder=folder_of(scene, node),
             is_synthetic=look.provenance is not None,
         )
+        node.SetNodeReferenceID(MASK_REFERENCE, segmentation.GetID())
         yield "showing the segmentation"
-        if node.GetScene() is not None:  # else it was deleted in between
-            belongs_to(node, segmentation, label_map)
-    return Shown(node, segmentation, notes)
+        belongs_to(node, segmentation, label_map)
+        return Shown(node, segmentation, label_map.notes)
+    except BaseException:  # also where the caller goes no further: half a result is none
+        if node.GetScene() is not None:
+            remove_result(scene, node)
+        raise
+
+
+def _label_map(volume: Any, path: Path, table: LabelTable, image_grid: Grid) -> LabelMap:
+    values, notes = as_labels(
+        array_of(volume.GetImageData()), path, f"Renumber them with the labels of table '{table.name}'."
+    )
+    own = grid_of(volume)
+    affine = image_grid.affine if own.same_as(image_grid) else own.affine
+    return LabelMap(values, affine, table, path.name, notes)
 
 
 def _read_steps(path: Path, temporary: Path, what: str) -> Generator[str, None, Any]:

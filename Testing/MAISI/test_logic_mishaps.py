@@ -58,6 +58,9 @@ def test_a_cancel_between_any_two_steps_leaves_no_files(bench: Bench, steps: int
     bench.engine.process.say(event="cancelled", id=bench.engine.last("generate")["id"])
     bench.loop.run()
     assert [told[0] for told in bench.ends] == ["onCancelled"]
+    entries = bench.logic.results.entries
+    assert bench.scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode") == len(entries)
+    assert bench.scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == len(entries)
 
 
 def test_a_killed_engine_is_told_with_its_last_lines_and_the_next_run_works(bench: Bench) -> None:

@@ -180,23 +180,31 @@ def test_damaged_files_are_named_and_leave_the_scene_as_it_was(
 def test_an_image_is_no_label_map(scene: Any, tmp_path: Path, make_image: Make) -> None:
     write_volume(make_image(RAS), tmp_path / "image.nii.gz")
     write_volume(make_image(RAS), tmp_path / "mask.nii.gz")
+    before = scene.GetNumberOfNodes()
     with pytest.raises(MaskError, match="outside 0–255"):
         run(result_steps(scene, tmp_path))
+    assert scene.GetNumberOfNodes() == before
 
 
-def test_leaving_off_between_two_steps_leaves_no_temporary_files(
+def test_leaving_off_between_two_steps_leaves_neither_files_nor_half_a_result(
     scene: Any, tmp_path: Path, make_image: Make, make_mask: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_result(tmp_path / "result", make_image(RAS), make_mask(RAS, [1]))
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    for count in range(8):
+    volumes = 0
+    for count in range(9):
         steps = result_steps(scene, folder)
         for _ in range(count):
             next(steps, None)
         steps.close()
         assert list(temporary.iterdir()) == []
+        volumes, segmentations = (
+            scene.GetNumberOfNodesByClass(f"vtkMRML{kind}Node") for kind in ("ScalarVolume", "Segmentation")
+        )
+        assert volumes == segmentations
+    assert volumes == 1  # the last one came through
 
 
 def test_removing_a_result_leaves_others_and_what_the_user_put_beside_it(
