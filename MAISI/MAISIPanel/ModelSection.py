@@ -198,8 +198,8 @@ class ModelSection:
     def _onProgress(self, event: dict[str, Any]) -> None:
         done, total = event.get("done") or 0, event.get("total") or 0
         bar = self._ui.downloadProgressBar
-        bar.maximum = 1000 if total else 0
-        bar.value = round(1000 * done / total) if total else 0
+        bar.maximum = 1000 if total > 1 else 0  # one step says nothing about how far it is
+        bar.value = round(1000 * done / total) if total > 1 else 0
         left = event.get("remaining_seconds")
         words = [event.get("message") or ""]
         if left is not None:

@@ -67,7 +67,7 @@ class RunControls:
             stage = _("Image {0} of {1}: {2}").format(int(event.get("sample") or 0) + 1, self._count, stage)
         ui.stageLabel.text = stage
         ui.stageLabel.toolTip = str(event.get("message") or "")
-        ui.runProgressBar.maximum = total
+        ui.runProgressBar.maximum = total if total > 1 else 0  # one step says nothing about how far it is
         ui.runProgressBar.value = min(done, total)
         remaining = event.get("remaining_seconds")
         ui.remainingLabel.text = "" if remaining is None else _("{0} left").format(durationText(float(remaining)))

@@ -102,6 +102,27 @@ def test_a_bundle_is_imported_from_a_folder(user: PanelUser, dialogs: Any) -> No
     assert user.find("importButton").enabled
 
 
+def test_a_folder_with_weights_under_a_licence_is_imported_after_consent(user: PanelUser, dialogs: Any) -> None:
+    asked: list[Any] = []
+
+    def answer(dialog: Any) -> int:
+        asked.append(dialog)
+        return 1
+
+    dialogs.answer_dialog, dialogs.paths = answer, ["/stick/weights"]
+    user.press("importButton")
+    refusal = "The weights of 'nv-rflow-ct' come under the NVIDIA Open Model License (https://example.org/terms)."
+    user.client.last("import").fail(refusal, "LicenceError")
+    assert len(asked) == 1
+    sent = user.client.last("import")
+    assert sent.fields == {"folder": "/stick/weights", "accept_licence": True}
+    user.client.bundles[2].update(state="installed", folder="/bundles/nv-rflow-ct")
+    user.client.answers["describe"] = lambda fields: {**WHOLE_BODY, "name": fields["bundle"]}
+    sent.result({"name": "nv-rflow-ct", "folder": "/bundles/nv-rflow-ct", "notes": ["The mask library is missing."]})
+    assert user.find("bundleComboBox").currentData == "nv-rflow-ct"
+    assert user.message == "The mask library is missing."
+
+
 def test_a_bundle_that_was_removed_elsewhere_is_not_used_on(user: PanelUser) -> None:
     user.choose("bundleComboBox", "whole-body")
     del user.client.bundles[1]
