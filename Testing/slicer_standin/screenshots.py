@@ -34,7 +34,7 @@ class Photographer:
         self.folder, self.app = folder, install()
         self.module: Any = loadModule(ROOT / "MAISI" / "MAISI.py")
         self.panel, self.logic = self.module.panel, self.module.logic
-        self.wait(lambda: self.find("anatomyTree").topLevelItemCount and not self.logic.client.isBusy, 120)
+        self.wait(lambda: self.find("anatomyTree").topLevelItemCount and not self.logic.client.isBusy, 300)
 
     def close(self) -> None:
         from Testing.slicer_standin import unloadModule
@@ -71,7 +71,7 @@ class Photographer:
         widget = widget or self.module.parent
         widget.setFixedWidth(WIDTH)
         widget.show()
-        for _ in range(3):  # texts that wrap need the width first
+        for _ in range(12):  # a change of height goes up one layout at a time
             self.app.processEvents()
             widget.layout().activate()
             widget.resize(WIDTH, max(widget.layout().heightForWidth(WIDTH), widget.minimumSizeHint.height()))
@@ -84,7 +84,7 @@ class Photographer:
     def generate(self, steps: int) -> None:
         """Two images, the first watched while it comes; ``steps`` 0 takes as many as the model recommends."""
         self.open("model", "generateSection")
-        self.wait(lambda: "GB" in self.find("costLabel").text, 60)
+        self.wait(lambda: "GB" in self.find("costLabel").text, 300)
         self.take("generate")
         self.find("seedEdit").text = "7"
         if steps:
@@ -115,14 +115,14 @@ class Photographer:
         slicer.util.updateSegmentBinaryLabelmapFromArray(dense, node, added, volume)
         self.open("fineTune")
         self.panel.fineTune.addPair(volume, node)
-        self.wait(lambda: self.find("mappingTable").rowCount and not self.logic.client.isBusy, 60)
+        self.wait(lambda: self.find("mappingTable").rowCount and not self.logic.client.isBusy, 300)
         self.find("newLabelEdit").text = "dense bone"
         self.find("newLabelEdit").editingFinished.emit()
         self.choose("hostComboBox", "bone")
-        self.wait(lambda: self.find("focusComboBox").findData("dense bone") >= 0, 60)
+        self.wait(lambda: self.find("focusComboBox").findData("dense bone") >= 0, 300)
         self.choose("focusComboBox", "dense bone")
         self.choose("durationComboBox", "quick")
-        self.wait(lambda: self.find("startButton").enabled, 60)
+        self.wait(lambda: self.find("startButton").enabled, 300)
         self.take("fine-tune")
         self.find("startButton").click()
         self.wait(lambda: "loss" in self.find("stateLabel").text, 1800)
@@ -162,7 +162,7 @@ class Photographer:
         editor.setSourceVolumeNode(slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")[0])
         editor.mrmlSegmentEditorNode().SetSelectedSegmentID(segmentation.GetSegmentation().GetNthSegmentID(0))
         editor.setActiveEffectByName("MAISI")
-        self.wait(lambda: not self.logic.client.isBusy, 60)
+        self.wait(lambda: not self.logic.client.isBusy, 300)
         self.take("effect", editor)
         editor.discard()
 
