@@ -89,8 +89,9 @@ def endDescendants(pid: int) -> None:
         return
     if os.name == "nt":
         with suppress(OSError, subprocess.SubprocessError):
-            # The list of arguments is fixed, and taskkill is Windows' own.
-            subprocess.run(["taskkill", "/F", "/T", "/PID", str(pid)], capture_output=True, timeout=2, check=False)
+            command = ["taskkill", "/F", "/T", "/PID", str(pid)]
+            hidden = getattr(subprocess, "CREATE_NO_WINDOW", 0)
+            subprocess.run(command, capture_output=True, timeout=2, check=False, creationflags=hidden)
         return
     for child in _descendants(pid):
         with suppress(OSError):
