@@ -31,6 +31,7 @@ def run(
     count: options.Count = None,
     first_index: options.FirstIndex = None,
     windows: options.Windows = False,
+    memory: options.Memory = None,
     request: options.RequestFile = None,
     no_quality_check: Annotated[
         bool, typer.Option("--no-quality-check", help="Keep every sample as it comes.")
@@ -66,6 +67,7 @@ def run(
         "guidance_scale": guidance,
         "seed": seed,
         "count": count,
+        "memory": memory,
         "first_index": first_index,
         "quality_check": False if no_quality_check else None,
     }

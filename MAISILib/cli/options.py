@@ -45,7 +45,10 @@ FirstIndex = Annotated[
     typer.Option("--first-index", help="Index of the first sample, to make one sample of a set alone."),
 ]
 Windows = Annotated[
-    bool, typer.Option("--windows", help="Decode in the published overlapping windows (less memory, seams).")
+    bool, typer.Option("--windows", help="Decode in the published overlapping windows (slow, seams), to compare.")
+]
+Memory = Annotated[
+    str | None, typer.Option("--memory", help="What the run may fill, for example 8GB; default is all that is free.")
 ]
 RequestFile = Annotated[
     Path | None,

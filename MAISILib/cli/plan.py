@@ -28,6 +28,7 @@ def run(
     seed: options.Seed = None,
     count: options.Count = None,
     windows: options.Windows = False,
+    memory: options.Memory = None,
     request: options.RequestFile = None,
     device: options.Device = "auto",
     as_json: options.Json = False,
@@ -52,6 +53,7 @@ def run(
         guidance_scale=guidance,
         seed=seed,
         count=count,
+        memory=memory,
     )
     from MAISILib.bundles.bundle import open_bundle
     from MAISILib.generation.conditioning import prepare

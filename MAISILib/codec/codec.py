@@ -5,13 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
+from MAISILib.codec.layers import decoder_layers, encoder_layers
+from MAISILib.codec.strategies import Strategy
+from MAISILib.codec.streaming import stream
 from MAISILib.errors import OutOfMemory, RequestError, means_out_of_memory
+
+T = TypeVar("T")
+#: Called with (tiles done, tiles in all); may raise to stop.
+OnTile = Callable[[int, int], None]
+
+
+def _silent(done: int, total: int) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,9 @@ class Windows:
                 f"Windows of {self.size} with overlap {self.overlap}: give sizes ≥ 1 and 0 ≤ overlap < 1."
             )
 
+    def __str__(self) -> str:
+        return f"windows of {'×'.join(map(str, self.size))} with overlap {self.overlap:g}"
+
     def edges(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The window on a latent ``(x, y, z)``: all of it if that has no more voxels than a window (published rule)."""
         if math.prod(shape) <= math.prod(self.size):
@@ -96,13 +110,20 @@ class Codec:
 
     @torch.inference_mode()
     def posterior(
-        self, image: np.ndarray, intensity: IntensityScale | None = None
+        self,
+        image: np.ndarray,
+        intensity: IntensityScale | None = None,
+        how: Strategy | None = None,
+        *,
+        on_tile: OnTile = _silent,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of an image's posterior, not scaled.
 
         Args:
             image: ``(X, Y, Z)`` in its units; each axis divisible by the compression factor.
             intensity: Its units, where they are not the codec's: an autoencoder may have learned CT and MR.
+            how: The way through the encoder; all give the same. ``None`` is the whole volume at once.
+            on_tile: Called with (tiles done, tiles in all); may raise to stop.
 
         Returns:
             Two ``(1, C, x, y, z)``, float32 on the CPU.
@@ -111,34 +132,33 @@ class Codec:
             OutOfMemory: The device cannot hold the activations.
         """
         unit = torch.from_numpy((intensity or self._intensity).to_unit(image))[None, None].to(self._device)
-        mean, deviation = _within_memory(lambda: self._autoencoder.encode(unit), "encode", image.shape)  # type: ignore[operator]
+        mean, deviation = _within_memory(lambda: self._encode(unit, how, on_tile), "encode", image.shape)
         return mean.float().cpu(), deviation.float().cpu()
 
-    def encode(self, image: np.ndarray) -> torch.Tensor:
+    def encode(self, image: np.ndarray, how: Strategy | None = None, *, on_tile: OnTile = _silent) -> torch.Tensor:
         """Posterior mean of an image, scaled.
 
         Args:
             image: ``(X, Y, Z)`` in its units; each axis divisible by the compression factor.
+            how: As for `posterior`.
+            on_tile: As for `posterior`.
 
         Returns:
             ``(1, C, x, y, z)`` float32 on the CPU.
         """
-        return self.posterior(image)[0] * self._scale
+        return self.posterior(image, how=how, on_tile=on_tile)[0] * self._scale
 
     @torch.inference_mode()
     def decode(
-        self,
-        latent: torch.Tensor,
-        windows: Windows | None = None,
-        *,
-        on_window: Callable[[int, int], None] = lambda done, total: None,
+        self, latent: torch.Tensor, how: Strategy | Windows | None = None, *, on_tile: OnTile = _silent
     ) -> np.ndarray:
         """The image of a latent.
 
         Args:
             latent: ``(1, C, x, y, z)``, scaled.
-            windows: Decode in overlapping windows; ``None`` decodes the whole volume at once.
-            on_window: Called with (windows done, windows in all); may raise to stop.
+            how: The way through the decoder: all strategies give the same, :class:`Windows` something else. ``None`` is
+                the whole volume at once.
+            on_tile: Called with (tiles done, tiles in all); may raise to stop.
 
         Returns:
             ``(X, Y, Z)`` float32 in image units.
@@ -148,16 +168,26 @@ class Codec:
         """
         latent = latent.to(self._device, torch.float32) / self._scale
         shape = tuple(latent.shape[2:])
-        if windows is None or windows.count(shape) == 1:
-            output = _within_memory(lambda: self._autoencoder.decode(latent), "decode", shape)  # type: ignore[operator]
-            on_window(1, 1)
+        if isinstance(how, Windows) and how.count(shape) > 1:
+            output = _within_memory(lambda: self._decode_windows(latent, how, on_tile), "decode", shape)
         else:
-            output = _within_memory(lambda: self._decode_windows(latent, windows, on_window), "decode", shape)
+            strategy = None if isinstance(how, Windows) else how
+            output = _within_memory(lambda: self._decode(latent, strategy, on_tile), "decode", shape)
         return self._intensity.from_unit(output[0, 0].float().cpu().numpy())
 
-    def _decode_windows(
-        self, latent: torch.Tensor, windows: Windows, on_window: Callable[[int, int], None]
-    ) -> torch.Tensor:
+    def _encode(self, unit: torch.Tensor, how: Strategy | None, on_tile: OnTile) -> tuple[torch.Tensor, torch.Tensor]:
+        network: Any = self._autoencoder
+        hidden = stream(encoder_layers(network), unit, how or Strategy(), on_tile=on_tile)
+        # As AutoencoderKL.encode has it: the logarithm of the variance is kept within bounds.
+        logarithm = network.quant_conv_log_sigma(hidden).clamp(-30.0, 20.0)
+        return network.quant_conv_mu(hidden), torch.exp(logarithm / 2)
+
+    def _decode(self, latent: torch.Tensor, how: Strategy | None, on_tile: OnTile) -> torch.Tensor:
+        network: Any = self._autoencoder
+        latent = network.post_quant_conv(latent)
+        return stream(decoder_layers(network), latent, how or Strategy(), on_tile=on_tile)
+
+    def _decode_windows(self, latent: torch.Tensor, windows: Windows, on_tile: OnTile) -> torch.Tensor:
         from monai.inferers.inferer import SlidingWindowInferer
 
         shape = tuple(latent.shape[2:])
@@ -167,7 +197,7 @@ class Codec:
             nonlocal done
             output = self._autoencoder.decode(part)  # type: ignore[operator]
             done += 1
-            on_window(done, total)
+            on_tile(done, total)
             return output
 
         edges = windows.edges(shape)
@@ -175,7 +205,7 @@ class Codec:
         return inferer(latent, decode_one)  # type: ignore[return-value]
 
 
-def _within_memory(work: Callable[[], torch.Tensor], doing: str, shape: tuple[int, ...]) -> torch.Tensor:
+def _within_memory(work: Callable[[], T], doing: str, shape: tuple[int, ...]) -> T:
     try:
         return work()
     except (MemoryError, RuntimeError) as error:
@@ -186,4 +216,4 @@ def _within_memory(work: Callable[[], torch.Tensor], doing: str, shape: tuple[in
 
 def _advice(doing: str, shape: tuple[int, ...]) -> str:
     size = "×".join(map(str, shape))
-    return f"Not enough memory to {doing} a volume of {size}. Ask for a smaller size, or decode in windows."
+    return f"Not enough memory to {doing} a volume of {size}. Ask for a smaller size, or for less memory (--memory)."

@@ -14,7 +14,7 @@ import torch
 
 from MAISILib.anatomy.grids import back_to
 from MAISILib.anatomy.masks import label_bits, remove_tumors
-from MAISILib.codec.codec import Codec, IntensityScale, Windows
+from MAISILib.codec.codec import Codec, IntensityScale
 from MAISILib.diffusion.networks import Conditions
 from MAISILib.diffusion.sampler import Denoiser, Guidance, sample_latent
 from MAISILib.diffusion.schedules import schedule_of
@@ -270,10 +270,7 @@ class _Run:
         return Guidance(self._request.guidance_scale, self._settings.free_modality, free)
 
     def _decode(self, drafts: list[_Draft]) -> None:
-        intensity = self._bundle.manifest.intensity
-        windows = None
-        if self._request.decode == "windows":
-            windows = Windows(self._request.decode_window, self._request.decode_overlap)
+        intensity, how = self._bundle.manifest.intensity, self._plan.decode
         with self._network("autoencoder") as autoencoder:
             codec = Codec(
                 autoencoder,
@@ -284,12 +281,12 @@ class _Run:
             for draft in drafts:
                 started = time.perf_counter()
 
-                def on_window(done: int, total: int, index: int = draft.index) -> None:
+                def on_tile(done: int, total: int, index: int = draft.index) -> None:
                     self._cancel.check()
-                    self._progress(Progress("decode", done, total, f"window {done} of {total}", index))
+                    self._progress(Progress("decode", done, total, f"tile {done} of {total}", index))
 
                 assert draft.latent is not None
-                draft.image = self._image(draft, codec.decode(draft.latent, windows, on_window=on_window))
+                draft.image = self._image(draft, codec.decode(draft.latent, how, on_tile=on_tile))
                 draft.seconds["decode"] = draft.seconds.get("decode", 0.0) + time.perf_counter() - started
                 self._progress(Progress("decode", 1, 1, "decoded", draft.index, image_preview(draft.image)))
 
@@ -334,6 +331,7 @@ class _Run:
                 "schedule": self._request.schedule,
                 "solver": type(self._solver).__name__,
                 "guidance_scale": self._request.guidance_scale,
+                "decode": str(self._plan.decode),
             },
             "seconds": {name: round(value, 2) for name, value in draft.seconds.items()},
             "quality": draft.quality.to_dict() if draft.quality else None,

@@ -7,6 +7,8 @@ the largest tensors that live at the same time. Seconds come from a short probe 
 from __future__ import annotations
 
 import functools
+import shutil
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,10 @@ import torch
 from torch import nn
 
 from MAISILib.bundles.networks import build_network
+from MAISILib.codec.choosing import choose, counted
 from MAISILib.codec.codec import Windows
+from MAISILib.codec.layers import decoder_layers
+from MAISILib.codec.strategies import Strategy
 from MAISILib.diffusion.networks import Conditions, control_residuals, embed_mask, predict
 from MAISILib.errors import OutOfMemory, RequestError
 from MAISILib.generation.settings import Settings, resolve
@@ -55,7 +60,9 @@ class Plan:
         samples: Number of samples.
         stages: Cost of each stage, per sample.
         peak_bytes: Largest memory at any time, the process included.
-        available_bytes: Memory that the device had when the plan was made.
+        available_bytes: Memory that the run may fill: what the device had when the plan was made, or less if so asked.
+        decode: How latents become images.
+        asked_bytes: The request's limit, where it has one.
     """
 
     device: str
@@ -68,6 +75,8 @@ class Plan:
     stages: tuple[Stage, ...]
     peak_bytes: int
     available_bytes: int
+    decode: Strategy | Windows = Strategy()  # noqa: RUF009 - frozen
+    asked_bytes: int | None = None
 
     @property
     def seconds(self) -> float:
@@ -81,18 +90,21 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {**asdict(self), "seconds": self.seconds, "fits": self.fits}
+        return {**asdict(self), "decode": str(self.decode), "seconds": self.seconds, "fits": self.fits}
 
     def check(self) -> None:
         """Raises OutOfMemory, with what would fit, before anything is allocated."""
         if not self.fits:
             part = (self.available_bytes - _PROCESS_BYTES) / max(1, self.peak_bytes - _PROCESS_BYTES)
-            advice = f"A volume of about {part:.0%} as many voxels would fit: lower the size, or decode in windows."
+            limit = "were asked for" if self.available_bytes == self.asked_bytes else "are free"
+            advice = f"A volume of about {part:.0%} as many voxels would fit: lower the size."
+            if self.decode == Strategy() and part >= 0.01:
+                advice = advice[:-1] + ", or decode 'exact' rather than 'whole', which then goes in tiles."
             if part < 0.01:
                 advice = "Not even a small volume would fit: close other programs first."
             raise OutOfMemory(
                 f"This needs about {self.peak_bytes / 1e9:.1f} GB on {self.device}, "
-                f"and {self.available_bytes / 1e9:.1f} GB are free. {advice}"
+                f"and {self.available_bytes / 1e9:.1f} GB {limit}. {advice}"
             )
 
     def __str__(self) -> str:
@@ -106,9 +118,9 @@ class Plan:
         ]
         total = (
             f"  about {self.seconds:.0f} s and {self.peak_bytes / 1e9:.1f} GB in all; "
-            f"{self.available_bytes / 1e9:.1f} GB are free"
+            f"{self.available_bytes / 1e9:.1f} GB {'asked for' if self.asked_bytes else 'are free'}"
         )
-        return "\n".join([head, *rows, total])
+        return "\n".join([head, *rows, f"  decode: {self.decode}", total])
 
 
 def choose_device(device: str = "auto") -> str:
@@ -151,11 +163,14 @@ def plan(bundle: Bundle, request: GenerateRequest, device: str = "auto", setting
     device = choose_device(device)
     latent = (bundle.latent_channels, *(n // bundle.compression for n in settings.size))
     spacing = settings.spacing or bundle.manifest.recommended[0].spacing
-    rate = device_rate(device)
+    rate, available = device_rate(device), available_bytes(device)
+    if request.memory is not None:
+        available = min(available, request.memory)
+    decode, how = _decode_stage(bundle, request, latent, rate, device, available)
     stages = (
         *([_mask_stage(bundle, request, rate)] if request.mask == "generated" else []),
         _diffusion_stage(bundle, request, settings, latent, spacing, rate),
-        _decode_stage(bundle, request, latent, rate),
+        decode,
     )
     precision = diffusion_precision(device)
     return Plan(
@@ -168,7 +183,9 @@ def plan(bundle: Bundle, request: GenerateRequest, device: str = "auto", setting
         samples=request.count,
         stages=stages,
         peak_bytes=_PROCESS_BYTES + max(stage.bytes for stage in stages),
-        available_bytes=available_bytes(device),
+        available_bytes=available,
+        decode=how,
+        asked_bytes=request.memory,
     )
 
 
@@ -250,16 +267,27 @@ def _diffusion_stage(
     return Stage("diffusion", flops, flops / rate / _EFFICIENCY["diffusion"], weights + work.peak_bytes)
 
 
-def _decode_stage(bundle: Bundle, request: GenerateRequest, latent: tuple[int, ...], rate: float) -> Stage:
+def _decode_stage(
+    bundle: Bundle, request: GenerateRequest, latent: tuple[int, ...], rate: float, device: str, available: int
+) -> tuple[Stage, Strategy | Windows]:
+    """The cost of decoding, and the way that is taken."""
     autoencoder: Any = _unstored(bundle, "autoencoder")
-    shape, count = latent[1:], 1
-    if request.decode == "windows":
-        windows = Windows(request.decode_window, request.decode_overlap)
-        shape, count = windows.edges(shape), windows.count(shape)
-    with _WorkCounter(autoencoder) as work, torch.no_grad():
-        autoencoder.decode(torch.empty(1, latent[0], *shape, device="meta"))
-    flops = work.flops * count
-    return Stage("decode", flops, flops / rate / _EFFICIENCY["decode"], _weight_bytes(autoencoder) + work.peak_bytes)
+    shape, weights = latent[1:], _weight_bytes(autoencoder)
+    rate = rate * _EFFICIENCY["decode"]
+    windows = Windows(request.decode_window, request.decode_overlap)
+    if request.decode == "windows" and windows.count(shape) > 1:
+        with _WorkCounter(autoencoder) as work, torch.no_grad():
+            autoencoder.decode(torch.empty(1, latent[0], *windows.edges(shape), device="meta"))
+        flops = work.flops * windows.count(shape)
+        return Stage("decode", flops, flops / rate, weights + work.peak_bytes), windows
+    layers = decoder_layers(autoencoder)
+    if request.decode == "exact":
+        host = psutil.virtual_memory().available if device.startswith("cuda") else None
+        disk = shutil.disk_usage(tempfile.gettempdir()).free
+        chosen = choose(layers, shape, available - _PROCESS_BYTES - weights, host=host, disk=disk)
+    else:
+        chosen = counted(layers, shape, Strategy())
+    return Stage("decode", chosen.cost.flops, chosen.work / rate, weights + chosen.bytes), chosen.strategy
 
 
 def _unstored(bundle: Bundle, network: str) -> nn.Module:

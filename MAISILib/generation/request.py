@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from MAISILib.errors import RequestError, did_you_mean
 
@@ -36,6 +37,21 @@ PUBLISHED_KEYS = {
 }
 
 
+def bytes_of(amount: Any) -> Any:
+    """``"8GB"``, ``"7.5 GiB"``, ``"900 MB"`` as bytes; what is no text stays as it is.
+
+    Raises:
+        ValueError: It is no amount of memory.
+    """
+    if not isinstance(amount, str):
+        return amount
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*([KMGT]?)(i?)B?", amount.strip(), re.IGNORECASE)
+    if found is None:
+        raise ValueError("write an amount of memory, for example 8GB or 900MB")
+    number, prefix, binary = found.groups()
+    return round(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))
+
+
 class GenerateRequest(BaseModel):
     """A request. Fields left out take the bundle's recommendation.
 
@@ -59,9 +75,11 @@ class GenerateRequest(BaseModel):
         count: Number of samples.
         first_index: Index of the first sample, so that sample k can be made alone.
         quality_check: Check median HU per organ and make a failed sample again, at most twice.
-        decode: ``whole`` decodes at once, ``windows`` in the published overlapping windows.
+        decode: ``exact`` decodes as one volume, whole or in tiles as memory allows: all ways give the same. ``whole``
+            allows no tiles, ``windows`` are the published overlapping windows, which do not agree at their borders.
         decode_window: Window edge in latent voxels.
         decode_overlap: Part that neighbouring windows share.
+        memory: Bytes that the run may fill, as a number or as ``"8GB"``; all that is free by default.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -84,9 +102,10 @@ class GenerateRequest(BaseModel):
     count: Annotated[int, Field(ge=1, le=100_000)] = 1
     first_index: Annotated[int, Field(ge=0)] = 0
     quality_check: bool = True
-    decode: Literal["whole", "windows"] = "whole"
+    decode: Literal["exact", "whole", "windows"] = "exact"
     decode_window: tuple[Count, Count, Count] = (48, 48, 48)
     decode_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.6666
+    memory: Annotated[Count, BeforeValidator(bytes_of)] | None = None
 
     def __init__(self, **fields: Any) -> None:
         try:

@@ -72,11 +72,13 @@ def test_windows_lower_the_memory_of_a_large_volume(rflow: Bundle) -> None:
 
 
 def test_short_memory_is_refused_before_loading(rflow: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    request = GenerateRequest(mask="none", output_size=(128, 128, 128))
+    request = GenerateRequest(mask="none", output_size=(128, 128, 128), decode="whole")
     needed = planning.plan(rflow, request).peak_bytes
     free = planning._PROCESS_BYTES + (needed - planning._PROCESS_BYTES) // 2
     monkeypatch.setattr(planning, "available_bytes", lambda device: free)
-    with pytest.raises(OutOfMemory, match=r"needs about .* GB on cpu.* GB are free.* 50% as many voxels would fit"):
+    with pytest.raises(
+        OutOfMemory, match=r"needs about .* GB on cpu.* GB are free.* 50% as many voxels would fit.*'exact'"
+    ):
         generate(rflow, request)
     monkeypatch.setattr(planning, "available_bytes", lambda device: 1000)
     with pytest.raises(OutOfMemory, match="Not even a small volume"):
@@ -89,6 +91,26 @@ def test_users_mask_decides_the_size_that_is_planned(rflow: Bundle, users_mask: 
     limits = fitted.manifest.limits.model_copy(update={name: [16, 24] for name in ("size_x", "size_y", "size_z")})
     fitted.manifest = fitted.manifest.model_copy(update={"limits": limits})
     assert plan_request(fitted, request).size == (24, 24, 16)
+
+
+def test_decoding_goes_in_tiles_where_memory_is_short(rflow: Bundle) -> None:
+    def planned(**fields: Any) -> planning.Plan:
+        return planning.plan(rflow, GenerateRequest(mask="none", output_size=(128, 128, 128), **fields), device="cpu")
+
+    whole = planned(decode="whole")
+    assert "decode: whole" in str(whole)
+    limits = [0.9, 0.6, 0.3]
+    needs = [round(planning._PROCESS_BYTES + whole.stages[1].bytes * limit) for limit in limits]
+    short = [planned(memory=bytes_) for bytes_ in needs]
+    assert all(p.stages[1].bytes + planning._PROCESS_BYTES <= limit for p, limit in zip(short, needs, strict=True))
+    assert short[-1].decode.name == "recompute"  # type: ignore[union-attr]
+    assert "in tiles of" in short[-1].to_dict()["decode"]
+    assert sorted(p.stages[1].seconds for p in short) == [p.stages[1].seconds for p in short]
+
+
+def test_a_limit_that_nothing_fits_into_is_refused_with_the_limit(rflow: Bundle) -> None:
+    with pytest.raises(OutOfMemory, match=r"on cpu, and 0\.6 GB were asked for"):
+        generate(rflow, GenerateRequest(mask="none", output_size=(256, 256, 256), memory="0.6 GB"))
 
 
 @pytest.mark.parametrize("device", ["gpu", "cpu:zero", "cpu:1", "cuda:x", "cuda:", ""])

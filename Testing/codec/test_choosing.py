@@ -1,0 +1,78 @@
+"""The way that is chosen: the fastest that fits; and what is counted beforehand is what happens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from MAISILib.codec import strategies
+from MAISILib.codec.choosing import choose, counted
+from MAISILib.codec.layers import decoder_layers, encoder_layers
+from MAISILib.codec.strategies import Strategy, Walk
+
+SHAPE = (32, 32, 32)
+
+
+@pytest.fixture(scope="module")
+def layers(autoencoder: Any) -> Any:
+    return decoder_layers(autoencoder)
+
+
+def test_a_larger_budget_is_never_slower_and_never_exceeded(layers: Any) -> None:
+    leanest, whole = choose(layers, SHAPE, 0).bytes, counted(layers, SHAPE, Strategy()).bytes
+    assert leanest < whole / 3
+    budgets = [leanest, leanest * 1.3, leanest * 2, whole * 0.8, whole, whole * 3]
+    chosen = [choose(layers, SHAPE, budget) for budget in budgets]
+    assert all(choice.bytes <= budget for choice, budget in zip(chosen, budgets, strict=True))
+    assert [c.work for c in chosen] == sorted((c.work for c in chosen), reverse=True)
+    assert chosen[0].strategy.name == "recompute"
+
+
+def test_a_file_is_the_last_resort(layers: Any) -> None:
+    leanest = choose(layers, SHAPE, 0)
+    assert leanest.strategy.storage == "device"
+    budget = leanest.bytes * 0.9
+    assert choose(layers, SHAPE, budget).bytes > budget  # the refusal then names what is needed at least
+    with_disk = choose(layers, SHAPE, budget, disk=1e12)
+    assert with_disk.strategy.storage == "file"
+    assert with_disk.bytes <= budget
+    assert choose(layers, SHAPE, budget, disk=1000).strategy.storage == "device"
+    assert choose(layers, SHAPE, leanest.bytes, disk=1e12).strategy.storage == "device"
+
+
+def test_host_memory_helps_a_device_with_little(layers: Any) -> None:
+    budget = choose(layers, SHAPE, 0).bytes * 0.9
+    choice = choose(layers, SHAPE, budget, host=1e12, disk=1e12)
+    assert choice.strategy.storage == "host"
+    assert choice.bytes <= budget
+
+
+@pytest.mark.parametrize("way", [Strategy(), Strategy("layers", (8, 99, 99)), Strategy("recompute", (8, 99, 99))])
+@pytest.mark.parametrize("read", [decoder_layers, encoder_layers])
+def test_operations_are_those_that_are_done(
+    autoencoder: Any, read: Any, way: Strategy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from MAISILib.codec import convolutions, streaming
+
+    done = 0.0
+    original = convolutions.convolved
+
+    def watched(layer: Any, *arguments: Any) -> torch.Tensor:
+        nonlocal done
+        result = original(layer, *arguments)
+        done += 2.0 * result.numel() * layer.module.weight[0].numel()
+        if layer.shortcut is not None:
+            done += 2.0 * result.numel() * layer.shortcut.in_channels
+        return result
+
+    monkeypatch.setattr(streaming, "convolved", watched)
+    layers = read(autoencoder)
+    volume = torch.randn(1, layers[0].in_channels, 12, 8, 8)
+    streaming.stream(layers, volume, way)
+    assert Walk(layers, (12, 8, 8), way).cost().flops == pytest.approx(done)
+
+
+def test_weighing_all_ways_takes_no_time_that_a_user_would_notice(layers: Any) -> None:
+    assert len(list(strategies.candidates(layers, SHAPE, "device"))) < 200
