@@ -152,7 +152,7 @@ def read_label_names(path: Path | str) -> dict[int, str]:
             # Read as text rather than as XML: a file from outside could make a parser expand its entities.
             for key, text in _LABEL_ENTRY.findall(content.decode("utf-8", "replace")):
                 name = text.strip().removeprefix("<![CDATA[").removesuffix("]]>").strip()
-                if name and 0 < int(key) < 256:
+                if name and 0 < int(key) < 65536:
                     names[int(key)] = name
     return names
 

@@ -11,6 +11,8 @@ from MAISILib.files import nifti, nrrd
 from MAISILib.files.segmentations import Segment, Segmentation
 from MAISILib.volumes import Grid
 
+_SUFFIXES = (*nifti.SUFFIXES, *nrrd.SUFFIXES)
+
 
 def read_segment_folder(folder: Path | str) -> Segmentation:
     """Reads a folder of structures: each file is one, named as the file, and every voxel that is not 0 belongs to it.
@@ -27,9 +29,7 @@ def read_segment_folder(folder: Path | str) -> Segmentation:
     """
     folder = Path(folder)
     try:
-        paths = sorted(
-            path for path in folder.iterdir() if path.name.lower().endswith((*nifti.SUFFIXES, *nrrd.SUFFIXES))
-        )
+        paths = sorted(path for path in folder.iterdir() if path.name.lower().endswith(_SUFFIXES))
     except OSError as error:
         raise FileFormatError(f"{folder} cannot be read as a folder: {error.strerror or error}.") from None
     layers: list[np.ndarray] = []
@@ -37,9 +37,8 @@ def read_segment_folder(folder: Path | str) -> Segmentation:
     empty: list[str] = []
     first: tuple[Path, Grid] | None = None
     for path in paths:
-        array, affine = (
-            nifti.read_array(path) if path.name.lower().endswith(nifti.SUFFIXES) else nrrd.read_array(path)[:2]
-        )
+        is_nifti = path.name.lower().endswith(nifti.SUFFIXES)
+        array, affine = nifti.read_array(path) if is_nifti else nrrd.read_array(path)[:2]
         grid = Grid(array.shape, affine)  # type: ignore[arg-type]
         if first is None:
             first = path, grid
@@ -49,43 +48,56 @@ def read_segment_folder(folder: Path | str) -> Segmentation:
                 "another place). Export all structures on one grid."
             )
         name = _name(path)
-        inside = array != 0
-        values = {float(array.min()), float(array.max())} - {0.0}
-        if len(values) > 1 or (values and not (array[inside] == values.copy().pop()).all()):
+        box = _box(array)
+        if box is None:
+            empty.append(name)
+            continue
+        content = array[box]
+        inside = content != 0
+        values = content[inside]
+        if not (values == values[0]).all():
             raise MaskError(
                 f"{path} is no single structure: it holds several values. Give a label map as a file of its own; "
                 "make a structure of probabilities with a threshold first."
             )
-        if not values:
-            empty.append(name)
-            continue
-        segments.append(_placed(inside, name, layers))
+        segments.append(_placed(inside, box, name, grid, layers))
     if first is None:
-        raise FileFormatError(f"{folder} holds no structures ({', '.join((*nifti.SUFFIXES, *nrrd.SUFFIXES))}).")
+        raise FileFormatError(f"{folder} holds no structures ({', '.join(_SUFFIXES)}).")
     notes = (f"Empty structures were left out: {', '.join(empty)}.",) if empty else ()
     stack = np.stack(layers, axis=-1) if layers else np.zeros((*first[1].shape, 1), np.uint16)
     return Segmentation(stack, first[1].affine, tuple(segments), notes)
 
 
-def _placed(inside: np.ndarray, name: str, layers: list[np.ndarray]) -> Segment:
+def _box(array: np.ndarray) -> tuple[slice, slice, slice] | None:
+    """Around all voxels that are not 0; ``None`` where there are none."""
+    across = (array != 0).any(axis=2)
+    if not across.any():
+        return None
+    x, y = (_span(across.any(axis=1)), _span(across.any(axis=0)))
+    return x, y, _span((array[x, y] != 0).any(axis=(0, 1)))
+
+
+def _span(filled: np.ndarray) -> slice:
+    found = np.flatnonzero(filled)
+    return slice(int(found[0]), int(found[-1]) + 1)
+
+
+def _placed(
+    inside: np.ndarray, box: tuple[slice, slice, slice], name: str, grid: Grid, layers: list[np.ndarray]
+) -> Segment:
     """Writes a structure into the first layer where it overlaps nothing."""
-    spans = [np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    box = tuple(slice(int(span[0]), int(span[-1]) + 1) for span in spans)
-    own = inside[box]
-    index = next((i for i, layer in enumerate(layers) if not layer[box][own].any()), len(layers))
+    index = next((i for i, layer in enumerate(layers) if not layer[box][inside].any()), len(layers))
     if index == len(layers):
-        layers.append(np.zeros(inside.shape, np.uint16))
+        layers.append(np.zeros(grid.shape, np.uint16))
     value = int(layers[index].max()) + 1
-    layers[index][box][own] = value
+    layers[index][box][inside] = value
     return Segment(name, value, index)
 
 
 def _name(path: Path) -> str:
     name = path.name
-    for suffix in (".seg.nrrd", ".nii.gz", *nifti.SUFFIXES, *nrrd.SUFFIXES):
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name
+    suffix = next(s for s in (".seg.nrrd", *sorted(_SUFFIXES, key=len, reverse=True)) if name.lower().endswith(s))
+    return name[: -len(suffix)]
 
 
 def _times(grid: Grid) -> str:
