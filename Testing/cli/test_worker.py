@@ -60,7 +60,12 @@ class Client:
         self.process.stdin.close()
 
     def event(self) -> dict[str, Any]:
-        event = self._events.get(timeout=PATIENCE)
+        try:
+            event = self._events.get(timeout=PATIENCE)
+        except queue.Empty:
+            self.process.send_signal(signal.SIGABRT)  # it says where it is
+            event = None
+            self.process.wait()
         assert event is not None, self.errors.read_text()
         return event
 
