@@ -55,6 +55,11 @@ class Editor:
         self.widget.setSourceVolumeNode(volume)
         self.node.SetSelectedSegmentID(segment)
 
+    def close(self) -> None:
+        """Ends the effects, and deletes the widget before Python would at some later time."""
+        self.widget.destroy()
+        self.widget.delete()
+
     @property
     def options(self) -> Any:
         return self.widget.activeEffect().self().options
@@ -75,7 +80,7 @@ def editor(scene: Any, logic: ScriptedLogic, loadedModule: Callable[..., Any]) -
     loadedModule("SegmentEditorMAISI/SegmentEditorMAISI.py")
     made = Editor(scene)
     yield made
-    made.widget.destroy()
+    made.close()
 
 
 @pytest.fixture
@@ -181,7 +186,7 @@ def test_a_clone_finds_the_training_that_another_one_has_started(
     logic.trainingJobs.states["tiny-Segment_1"] = "done"
     other.options._poll()
     assert "is finished" in other.options.stateLabel.text
-    other.widget.destroy()
+    other.close()
 
 
 def test_the_effect_has_an_icon_and_help(editor: Editor) -> None:

@@ -43,7 +43,7 @@ def test_a_painted_label_is_learned_across_a_restart_and_generated(
     options.hostComboBox.setCurrentIndex(options.hostComboBox.findData("liver"))
     options.fineTuneButton.click()
     waitUntil(lambda: first.trainingJobs.running(), seconds=120)
-    editor.widget.destroy()
+    editor.close()
     first.shutdown()  # Slicer is closed
     waitUntil(lambda: not first.client.isRunning)
     scene.Clear(0)

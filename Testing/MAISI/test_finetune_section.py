@@ -53,6 +53,7 @@ def bench(scene: Any, tmp_path: Path, panelPath: None) -> Any:
     made = Bench(scene, tmp_path)
     yield made
     made.section.cleanup()
+    made.widget.delete()  # else Python does it at some later time, in the middle of another test
 
 
 @pytest.fixture
