@@ -143,7 +143,7 @@ class MaskLatents:
         variants: How many variations of each mask there are.
         seed: Of the variations.
         labels: Whose sizes are measured in each variation.
-        cache: Keep latents in memory, as long as a quarter of it stays free.
+        cache: Keep latents in memory, where a quarter of it stays free all the same.
     """
 
     def __init__(
@@ -151,8 +151,10 @@ class MaskLatents:
     ) -> None:
         self._masks, self._variants, self._seed, self._labels = masks, variants, seed, labels
         self._autoencoder = autoencoder.eval().requires_grad_(False)
-        self._cache: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor, list[OrganSize | None]]] | None
-        self._cache = {} if cache else None
+        self._sizes: dict[int, list[OrganSize | None]] = {}
+        # One block for all: small pieces, left between the large ones of each encoding, keep those from being freed.
+        self._cache: torch.Tensor | None = None
+        self._keeps = cache
 
     def __len__(self) -> int:
         return len(self._masks)
@@ -174,18 +176,22 @@ class MaskLatents:
         Returns:
             Mean and deviation ``(C, x, y, z)`` on the CPU, not scaled, and the sizes.
         """
-        key = (index, -1 if variant is None else variant % self._variants)
-        if self._cache is not None and key in self._cache:
-            return self._cache[key]
+        place = index * (self._variants + 1) + (0 if variant is None else 1 + variant % self._variants)
+        if self._cache is not None and place in self._sizes:
+            return self._cache[place, 0], self._cache[place, 1], self._sizes[place]
         array = self._masks.load(index)
         if variant is not None:
-            array = self._masks.vary(array, random.Random(f"{self._seed}/{index}/{key[1]}"))
+            array = self._masks.vary(array, random.Random(f"{self._seed}/{index}/{variant % self._variants}"))
         with torch.no_grad():
             mean, deviation = self._autoencoder.to(device).encode(mask_bits(array)[None].to(device).float())
-        found = mean[0].cpu(), deviation[0].cpu(), self._masks.sizes(array, self._labels)
-        if self._cache is not None and has_room(mean.nbytes + deviation.nbytes):
-            self._cache[key] = found
-        return found
+        posterior, sizes = torch.stack([mean[0], deviation[0]]).float().cpu(), self._masks.sizes(array, self._labels)
+        if self._keeps and self._cache is None:
+            count = len(self) * (self._variants + 1)
+            self._keeps = has_room(count * posterior.nbytes)
+            self._cache = posterior.new_empty((count, *posterior.shape)) if self._keeps else None
+        if self._cache is not None:
+            self._cache[place], self._sizes[place] = posterior, sizes
+        return posterior[0], posterior[1], sizes
 
     def scale_factor(self, most: int = 64) -> float:
         """One over the deviation of the latents of (at most so many, evenly chosen) masks, sampling noise included."""
