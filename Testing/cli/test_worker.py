@@ -74,6 +74,7 @@ class Client:
             event = self.event()
             if event["event"] in events and (not stage or event.get("stage") == stage):
                 return event
+            assert event["event"] != "failed", event
 
     def ended(self, seconds: float) -> int:
         return self.process.wait(timeout=seconds)
