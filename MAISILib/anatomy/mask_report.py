@@ -9,10 +9,12 @@ import numpy as np
 
 from MAISILib.anatomy.anatomical_order import Relation, relations
 from MAISILib.anatomy.envelope import hulls_of_slices
+from MAISILib.anatomy.label_guess import OWN, Guess, guess_numbers
 from MAISILib.anatomy.label_profiles import LabelProfiles, label_profiles
 from MAISILib.anatomy.labels import Label, LabelTable
 from MAISILib.anatomy.mask_pieces import Pieces, pieces_of, surroundings
 from MAISILib.anatomy.masks import REGIONS, regions_of
+from MAISILib.errors import MaskError
 from MAISILib.volumes import LabelMap
 
 Level = Literal["error", "warning", "note"]
@@ -225,10 +227,11 @@ def _about_fragments(entries: tuple[LabelEntry, ...], pieces: Pieces, mask: Labe
         sizes = pieces.sizes[pieces.of(entry.value)]
         small = sizes[sizes < SPECK * entry.voxels]
         name = entry.name or str(entry.value)
-        if len(small):
+        large = len(sizes) - len(small)
+        if large > 1:  # of bones, vessels or bowel: small pieces are natural, too
+            parts.append(f"{name} ({large}{f' and {len(small)} small ones' if len(small) else ''})")
+        elif len(small):
             specks.append(f"{name} ({len(small)}, {int(small.sum())} voxels)")
-        if len(sizes) - len(small) > 1:
-            parts.append(f"{name} ({len(sizes) - len(small)})")
     found = []
     if specks:
         text = f"Loose specks beside {_listed(specks)}. Remove small islands if they are noise."
@@ -289,7 +292,15 @@ def _hosts_of(lesion: Label, table: LabelTable) -> list[int]:
 
 def _about_order(mask: LabelMap, profiles: LabelProfiles) -> list[Finding]:
     names = {label.value: label.name for label in mask.table}
-    judged = relations(names, profiles.centers(mask.affine))
+    centers = profiles.centers(mask.affine)
+    foreign = _foreign_list(centers, mask.table)
+    if foreign is not None:  # then every left and right is wrong, too
+        text = (
+            f"The numbers are of another list, by where the structures lie: {foreign}. "
+            f"Convert it: maisi mask convert --from {foreign.name}."
+        )
+        return [Finding("error", "labels", text)]
+    judged = relations(names, centers)
     found = []
     for kind, whole, word in (
         ("side", "The mask is mirrored", "lies on the right of"),
@@ -307,6 +318,15 @@ def _about_order(mask: LabelMap, profiles: LabelProfiles) -> list[Finding]:
             text = f"{len(wrong)} of {len(these)} structures are out of place: {listed}. Are their labels right?"
             found.append(Finding("warning", "sides", text))
     return found
+
+
+def _foreign_list(centers: dict[int, np.ndarray], table: LabelTable) -> Guess | None:
+    """The list of another program that explains the mask much better than its own label table does."""
+    try:
+        guess = guess_numbers(centers, table, "mask")
+    except MaskError:
+        return None
+    return None if guess.name == OWN else guess
 
 
 def _order_in_words(relation: Relation, table: LabelTable, word: str) -> str:

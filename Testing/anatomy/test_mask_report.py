@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from MAISILib.anatomy.envelope import add_body
-from MAISILib.anatomy.labels import Label, LabelTable
+from MAISILib.anatomy.label_sets import label_set
+from MAISILib.anatomy.labels import Label, LabelTable, default_table
 from MAISILib.anatomy.mask_report import MaskReport, examine
 from MAISILib.volumes import LabelMap
-from Testing.anatomy.phantoms import label_map, tilted, torso, turned
+from Testing.anatomy.phantoms import label_map, many_organs, tilted, torso, turned
 
 KIDNEYS = (14, 5)
 LIVER, SPLEEN, LUNG_TUMOR, HEPATIC_TUMOR, BONE_LESION, RIGHT_LUNG, BODY = 1, 3, 23, 26, 128, 30, 200
@@ -65,6 +66,19 @@ def test_unknown_labels_are_an_error_that_points_to_conversion():
     assert [e.state for e in report.labels if e.value == 177] == ["unknown"]
 
 
+@pytest.mark.parametrize("name", ["totalsegmentator", "totalsegmentator-v1"])
+def test_numbers_of_another_program_are_recognized_though_the_table_has_them_all(name: str):
+    phantom = many_organs()
+    lookup = np.zeros(256, np.uint8)
+    for number, structure in label_set(name).by_number.items():
+        if structure.label:
+            lookup[default_table().find(structure.label).value] = number
+    report = examine(phantom.with_array(lookup[phantom.array]))
+    assert not report.is_usable
+    assert f"maisi mask convert --from {name}." in told(report, "labels", "error")
+    assert examine(phantom).is_usable
+
+
 def test_place_holders_are_told_and_alone_an_error():
     assert "2 (dummy1)" in told(
         examine(with_box(healthy(), 2, (slice(10, 12), slice(10, 12), slice(10, 12)))), "labels"
@@ -103,9 +117,11 @@ def test_specks_are_warned_of_and_large_pieces_noted():
     array = mask.array.copy()
     array[2, 10, 10] = LIVER
     array[3:7, 13:19, 12:16] = SPLEEN
+    array[0, 0, 15] = SPLEEN
     report = examine(mask.with_array(array))
     assert "liver (1, 1 voxels)" in told(report, "fragments")
-    assert "spleen (2)" in told(report, "fragments", "note")
+    assert "spleen" not in told(report, "fragments"), "of what is in pieces anyway, small ones are no surprise"
+    assert "spleen (2 and 1 small ones)" in told(report, "fragments", "note")
 
 
 def test_lesion_outside_of_its_host_is_told_with_its_place():

@@ -265,7 +265,6 @@ def test_segmentation_of_a_real_chest_becomes_a_whole_mask(maisi: Maisi, work: P
     assert ((organs > 0) == (source.array > 0)).all()
     grid = model_grid(mask.grid, content_box(mask), canonical_grid(mask.grid).spacing, divisor=16)
     back = back_to(resample_labels(mask, grid), mask.grid)
-    for label in mask.labels:
-        inside = mask.array == label
-        if inside.sum() > 100:
-            assert (back.array[inside] == label).mean() >= 0.995, default_table().describe(label)
+    voxels = np.bincount(mask.array.ravel(), minlength=256)
+    kept = np.bincount(mask.array[back.array == mask.array], minlength=256)
+    assert (kept >= 0.995 * voxels)[voxels > 100].all()
