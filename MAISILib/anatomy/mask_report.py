@@ -148,7 +148,10 @@ def examine(mask: LabelMap) -> MaskReport:
         free=tuple(value for value in range(1, 256) if value not in used),
     )
     found = [*(Finding("note", "labels", note) for note in mask.notes), *_about_labels(entries, mask.table)]
-    if entries:
+    if foreign := _foreign_list(profiles.centers(mask.affine), mask.table):  # then the names below are all wrong
+        text = f"The numbers are of another list, by where the structures lie: {foreign}. "
+        found.append(Finding("error", "labels", f"{text}Convert it: maisi mask convert --from {foreign.name}."))
+    elif entries:
         found += _about_body(mask, entries, profiles)
         found += _about_fragments(entries, pieces, mask)
         found += _about_lesions(mask, pieces)
@@ -292,15 +295,7 @@ def _hosts_of(lesion: Label, table: LabelTable) -> list[int]:
 
 def _about_order(mask: LabelMap, profiles: LabelProfiles) -> list[Finding]:
     names = {label.value: label.name for label in mask.table}
-    centers = profiles.centers(mask.affine)
-    foreign = _foreign_list(centers, mask.table)
-    if foreign is not None:  # then every left and right is wrong, too
-        text = (
-            f"The numbers are of another list, by where the structures lie: {foreign}. "
-            f"Convert it: maisi mask convert --from {foreign.name}."
-        )
-        return [Finding("error", "labels", text)]
-    judged = relations(names, centers)
+    judged = relations(names, profiles.centers(mask.affine))
     found = []
     for kind, whole, word in (
         ("side", "The mask is mirrored", "lies on the right of"),
