@@ -57,7 +57,7 @@ class Editor:
 
     def close(self) -> None:
         """Ends the effects, and deletes the widget before Python would at some later time."""
-        self.widget.destroy()
+        self.widget.discard()
         self.widget.delete()
 
     @property
@@ -177,7 +177,7 @@ def test_a_clone_finds_the_training_that_another_one_has_started(
 ) -> None:
     editor.options.fineTuneButton.click()
     editor.options.generateButton.click()
-    editor.widget.destroy()
+    editor.widget.discard()
     logic.generations[0].fields["onDone"]([])  # the clone is gone; what it has begun ends all the same
     other = Editor(scene)
     other.edit(*painted, "painted_Segment_1")
