@@ -3,10 +3,14 @@
 The region-specific contrastive loss (MAISI-v2, arXiv:2508.05772, section 3) compares the prediction for a mask with the
 one for the same mask whose lesions became their host tissue: inside a lesion the two shall differ, outside the second
 shall be as right as the first.
+
+With ``preserve`` the weights that it starts from teach what lies around the lesions, so that a few cases with a new
+label do not change the rest (knowledge distillation, arXiv:1503.02531, in one region).
 """
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -92,6 +96,9 @@ class ControlNetTask:
         if recipe.checkpoint_activations:
             checkpoint_activations(controlnet)
             checkpoint_activations(unet)
+        self._focus = sorted({*recipe.weighted_labels, *recipe.contrastive_labels})
+        self._healthy = {value: host for value, host in table.hosts().items() if value in self._focus}
+        self._parent = copy.deepcopy(controlnet).eval().requires_grad_(False) if recipe.preserve else None
         self.networks: dict[str, nn.Module] = {"controlnet": controlnet}
         self.facts: dict[str, str] = {}
         self.phases: dict[str, tuple[str, ...]] = {"main": ("controlnet",)}
@@ -110,7 +117,8 @@ class ControlNetTask:
         Returns:
             Also ``bits`` ``(8, X, Y, Z)``; ``weight`` ``(1, x, y, z)`` is raised in the weighted labels. With contrast
             also ``host_bits``, the mask without its lesions, and ``lesion`` and ``around`` ``(1, x, y, z)``, where
-            predictions shall differ and where they shall not.
+            predictions shall differ and where they shall not. With ``preserve`` also ``parent_bits``, the mask as the
+            first weights know it, and ``learned`` ``(1, x, y, z)``, where the data teach.
         """
         recipe, name = self._recipe, self.item_name(index)
         sample = self._training.load(index, rng)
@@ -129,8 +137,10 @@ class ControlNetTask:
         if self._hosts:
             item["host_bits"] = mask_bits(as_body(relabelled(labels, self._hosts), forgotten))
             item["lesion"] = _on_latent(labels, self._hosts, item["clean"])
-            width = 2 * REGION_DILATION + 1
-            item["around"] = 1 - nn.functional.max_pool3d(item["lesion"][None], width, 1, REGION_DILATION)[0]
+            item["around"] = 1 - _grown(item["lesion"])
+        if self._parent is not None:
+            item["parent_bits"] = mask_bits(as_body(relabelled(labels, self._healthy), forgotten))
+            item["learned"] = _grown(_on_latent(labels, self._focus, item["clean"]))
         return item
 
     def _weighted(self, labels: np.ndarray, latent: torch.Tensor) -> torch.Tensor:
@@ -138,7 +148,7 @@ class ControlNetTask:
 
     def losses(self, phase: str, batch: Tensors) -> Tensors:
         """``mean(w·|v̂ − v|) + λ·(lesion + around)``, per sample; with contrast also its three parts."""
-        controlnet, target = self.networks["controlnet"], prediction_target(self.schedule, batch)
+        controlnet, target = self.networks["controlnet"], self._target(batch)
         predicted = self._predicted(controlnet, batch, batch["bits"])
         error = (predicted - target).abs()
         per_voxel = error if self._recipe.loss == "l1" else error**2
@@ -148,6 +158,16 @@ class ControlNetTask:
         lesion, around = self._contrast(controlnet, batch, predicted, target)
         total = loss + self._recipe.contrastive_weight * (lesion + around)
         return {"loss": total, "prediction": loss, "lesion": lesion, "around": around}
+
+    def _target(self, batch: Tensors) -> torch.Tensor:
+        """What shall be predicted: the data's, and with ``preserve`` the first weights' prediction around the focus."""
+        target = prediction_target(self.schedule, batch)
+        if self._parent is None:
+            return target
+        parent = self._parent.to(target.device)
+        with torch.no_grad():
+            taught = self._predicted(parent, batch, batch["parent_bits"])
+        return torch.where(batch["learned"] > 0, target, taught)
 
     def _contrast(
         self, controlnet: nn.Module, batch: Tensors, predicted: torch.Tensor, target: torch.Tensor
@@ -250,6 +270,11 @@ def controlnet_task(recipe: ControlNetRecipe, data: Datalist) -> tuple[ControlNe
 
 def _on_latent(labels: np.ndarray, wanted: list[int] | dict[int, int], latent: torch.Tensor) -> torch.Tensor:
     return at_latent_voxels(torch.from_numpy(np.isin(labels, list(wanted))), latent.shape)
+
+
+def _grown(region: torch.Tensor) -> torch.Tensor:
+    """A region ``(1, x, y, z)`` of zeros and ones and what lies next to it."""
+    return nn.functional.max_pool3d(region[None], 2 * REGION_DILATION + 1, 1, REGION_DILATION)[0]
 
 
 def _hosts(recipe: ControlNetRecipe, table: LabelTable) -> dict[int, int]:

@@ -331,6 +331,8 @@ def _recipe(wish: FineTuning, validated: bool) -> ControlNetRecipe:
         "weighted_loss": 20.0,
         "contrastive_weight": 0.1 if hosted else 0.0,
         "contrastive_labels": hosted,
+        "contrastive_margin": 0.5,  # the published 2 makes a lesion of +300 HU one of +480
+        "preserve": True,
         "crop": {"size": _box(bundle), "probability": 0.8},
         "label_dropout": 0.05,
         "validate_every": max(25, wish.steps // 6),

@@ -223,6 +223,8 @@ class ControlNetRecipe(Recipe):
         contrastive_weight: λ of the region-specific contrastive loss; 0 leaves it out.
         contrastive_labels: Its regions; every label here has a host in the label table.
         contrastive_margin: δ of that loss.
+        preserve: Around the weighted and contrastive labels the weights that it starts from are the teacher instead of
+            the data, so that little changes there.
         label_dropout: Probability of each other label to become body.
         modality_dropout: Part of the items that are told ``coarse_modality`` instead.
         coarse_modality: The class code of the unconditional input.
@@ -241,6 +243,7 @@ class ControlNetRecipe(Recipe):
     contrastive_weight: Annotated[float, Field(ge=0)] = 0.0
     contrastive_labels: list[int] = []
     contrastive_margin: Positive = 2.0
+    preserve: bool = False
     label_dropout: Part = 0.0
     modality_dropout: Part = 0.0
     coarse_modality: int = 0

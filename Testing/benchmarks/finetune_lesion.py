@@ -106,8 +106,8 @@ def main() -> None:
     rows = []
     for number, (name, _, mask) in enumerate(painted(given.data, "validation", UNSEEN, bundle)):
         mask = LabelMap(mask.array, mask.affine, child.labels, name)
-        parents = renderer.image(before, remove_tumors(mask, [LESION]), steps=30, seed=number)
-        childs = renderer.image(after, mask, steps=30, seed=number)
+        parents = renderer.image(before, remove_tumors(mask, [LESION]), steps=bundle.manifest.schedule.steps, seed=number)
+        childs = renderer.image(after, mask, steps=bundle.manifest.schedule.steps, seed=number)
         rows.append(difference_of(parents, childs, mask, (LESION,)))
         print(name, json.dumps({key: round(value, 1) for key, value in rows[-1].items()}), flush=True)
     mean = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}

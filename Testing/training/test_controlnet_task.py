@@ -147,6 +147,32 @@ def test_both_predictions_of_the_contrast_teach_the_controlnet() -> None:
         assert gradient.abs().max() > 0
 
 
+def test_what_it_starts_from_teaches_the_surroundings_and_the_data_the_lesion() -> None:
+    asked: dict[str, Any] = {"weighted_labels": [NEW_LESION], "weighted_loss": 5.0}
+    labels, table = labels_with(NEW_LESION), table_with_a_new_lesion()
+    plain = made(labels, trained=True, table=table, **asked)
+    task = made(labels, trained=True, table=table, **asked, preserve=True)
+    batch = batch_of(task, 0)
+    assert np.array_equal(label_values(batch["parent_bits"][0]), labels_with().numpy())  # the parent knows a liver
+    assert int(batch["learned"].sum()) == 5**3
+    with torch.no_grad():
+        parent = task._predicted(task.networks["controlnet"], batch, batch["parent_bits"])
+        target = task._target(batch)
+    learned = (batch["learned"] > 0).expand_as(target)
+    torch.testing.assert_close(target[~learned], parent[~learned])
+    torch.testing.assert_close(target[learned], plain._target(batch)[learned])
+    with torch.no_grad():
+        for parameter in task.networks["controlnet"].parameters():
+            parameter.add_(0.1)  # learning moves the network, not its teacher
+        torch.testing.assert_close(task._target(batch), target)
+
+
+def test_a_patient_without_lesion_is_taught_by_what_it_starts_from_alone() -> None:
+    task = made(labels_with(), trained=True, weighted_labels=[LUNG_TUMOR], preserve=True)
+    losses = task.losses("main", batch_of(task, 0))
+    assert float(losses["loss"].detach()) < 1e-6
+
+
 def test_a_patient_without_lesion_is_not_contrasted(monkeypatch: pytest.MonkeyPatch) -> None:
     task = made(labels_with(), trained=True, contrastive_labels=[LUNG_TUMOR], contrastive_weight=0.01)
     asked = []
