@@ -82,10 +82,10 @@ def guess_numbers(centers: Mapping[int, np.ndarray], table: LabelTable, where: s
             guesses.append(Guess(name, right, len(judged), strangers, mirrored))
         meanings[name] = meaning
     guesses.sort(key=lambda guess: -guess.evidence)
-    best, second = guesses[0], guesses[1]
-    if best.evidence >= max(0.0, second.evidence) + _LEAD:
+    best, others = guesses[0], guesses[1:]
+    if best.evidence >= max([0.0, *(other.evidence for other in others)]) + _LEAD:
         return best
     raise MaskError(
-        f"{where}: what its numbers mean cannot be told from where they lie. Best: {best}; {second}. "
+        f"{where}: what its numbers mean cannot be told from where they lie. Best: {'; '.join(map(str, guesses[:2]))}. "
         f"Say it: --from {', '.join(LABEL_SETS)}, or a csv file with number, name and label."
     )

@@ -120,6 +120,11 @@ def test_numbers_that_tell_nothing_are_refused_with_the_way_out():
         convert(numbered(array), default_table(), "two.nii.gz")
 
 
+def test_numbers_that_are_in_no_list_are_refused():
+    with pytest.raises(MaskError, match="cannot be told"):
+        convert(numbered(np.full((3, 3, 3), 177, np.uint8)), default_table(), "one.nii.gz")
+
+
 def named(*segments: Segment, layers: np.ndarray) -> Segmentation:
     return Segmentation(layers, np.eye(4), segments)
 
