@@ -103,11 +103,11 @@ def main() -> None:
     renderer = Renderer(bundle, bundle.load("diffusion"))
     before = bundle.load("controlnet")
     after = build_and_load(bundle, child.path(child.entry("controlnet").weights))
-    rows = []
+    rows, steps = [], bundle.manifest.schedule.steps
     for number, (name, _, mask) in enumerate(painted(given.data, "validation", UNSEEN, bundle)):
         mask = LabelMap(mask.array, mask.affine, child.labels, name)
-        parents = renderer.image(before, remove_tumors(mask, [LESION]), steps=bundle.manifest.schedule.steps, seed=number)
-        childs = renderer.image(after, mask, steps=bundle.manifest.schedule.steps, seed=number)
+        parents = renderer.image(before, remove_tumors(mask, [LESION]), steps=steps, seed=number)
+        childs = renderer.image(after, mask, steps=steps, seed=number)
         rows.append(difference_of(parents, childs, mask, (LESION,)))
         print(name, json.dumps({key: round(value, 1) for key, value in rows[-1].items()}), flush=True)
     mean = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}

@@ -93,7 +93,7 @@ def read_patients(bundle: maisi.Bundle, data: Path | None, count: int | None) ->
 
 
 def key_of(bundle: maisi.Bundle) -> str:
-    """Name, version and the beginning of a checksum over what decides how images look: all weights, and the schedule."""
+    """Name, version and the beginning of a checksum over all weights and the schedule."""
     look = json.dumps([bundle.weights_sha256(), bundle.manifest.schedule.model_dump()], sort_keys=True)
     return f"{bundle.name}-{bundle.manifest.version}-{hashlib.sha256(look.encode()).hexdigest()[:8]}"
 
