@@ -5,7 +5,7 @@ from __future__ import annotations
 from MAISILib.errors import RequestError, did_you_mean
 
 #: Training steps by duration.
-DURATIONS = {"quick": 150, "normal": 600, "long": 2000}
+DURATIONS = {"quick": 40, "normal": 150, "long": 600}
 
 
 def steps_of(duration: str, steps: int | None = None) -> int:

@@ -63,7 +63,7 @@ def engine(labels: tuple[str, ...] = ("body", "liver", "left lung upper lobe")) 
         return {"mapping": rows, "notes": []}
 
     def estimate(fields: dict[str, Any]) -> dict[str, Any]:
-        steps = {"quick": 150, "normal": 600, "long": 2000}[fields["duration"]]
+        steps = {"quick": 40, "normal": 150, "long": 600}[fields["duration"]]
         return {"steps": steps, "seconds": 2.0 * steps}
 
     def failing(work: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[dict[str, Any]], Any]:

@@ -93,7 +93,7 @@ def test_the_one_unknown_segment_is_proposed_as_the_new_label(
     assert bench.ui.hostComboBox.currentText == "body"
     assert bench.ui.focusComboBox.currentText == "Segment_1"
     assert bench.ui.nameEdit.text == "tiny-Segment_1"
-    assert bench.ui.durationComboBox.currentText == "Normal: 600 steps, about 20 min"
+    assert bench.ui.durationComboBox.currentText == "Normal: 150 steps, about 5 min"
 
 
 def test_a_new_label_with_another_name_takes_the_painted_segment(

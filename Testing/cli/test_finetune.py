@@ -107,7 +107,7 @@ def test_a_training_that_fails_has_its_own_exit_code_and_leaves_no_bundle(
     ("options", "said"),
     [
         ("--steps 0", "0 training steps are not possible"),
-        ("--duration quik", r"Unknown duration 'quik'; there are quick \(150 steps\).*Did you mean 'quick'"),
+        ("--duration quik", r"Unknown duration 'quik'; there are quick \(40 steps\).*Did you mean 'quick'"),
         ("--new-label lesion=150:livr", "no label 'livr' to be the host.*Did you mean 'liver'"),
         ("--new-label lesion=300:liver", "outside 1–255"),
         ("--new-label lesion=200:liver", "always means the body"),
