@@ -123,7 +123,8 @@ def _doubled(x: torch.Tensor, axis: int) -> torch.Tensor:
 
 
 def _channels_first(tile: torch.Tensor) -> torch.Tensor:
-    return tile.permute(3, 0, 1, 2)[None]
+    """As convolutions want it, without a copy. Were the batch axis added last, its stride would hide the layout."""
+    return tile[None].permute(0, 4, 1, 2, 3)
 
 
 def _channels_last(x: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from MAISILib.errors import RequestError
 _FLOAT = 4
 #: An attention block holds its input, normalised tokens, queries, keys, values and the result.
 _ATTENTION_COPIES = 8
-#: Tiles along the first axis, in voxels of the finest grid, that are weighed against one another.
+#: Tiles along the first axis, in voxels, that are weighed against one another.
 _THICKNESSES = (64, 32, 16, 8)
 #: Keeping more of the finest layers than this, but not all, is not weighed.
 _MOST_KEPT = 3
@@ -29,7 +29,7 @@ class Strategy:
         name: ``whole`` computes each layer at once; ``layers`` computes each tile by tile and keeps its output;
             ``recompute`` keeps, on the finest grid, only what ``kept`` names, and computes the rest again: once for the
             statistics of each GroupNorm, and once for the output.
-        tile: Voxels ``(x, y, z)`` of the finest grid in one tile; coarser grids have tiles of the same extent.
+        tile: Voxels ``(x, y, z)`` in one tile, on every grid.
         kept: Layers on the finest grid, counted from the first one there, whose outputs ``recompute`` keeps.
         storage: Where kept values lie: ``device`` is the memory of the device that computes, ``host`` the computer's
             own, ``file`` a temporary file.
@@ -125,9 +125,9 @@ def recompute_cuts(layers: Sequence[Layer], shape: Sequence[int]) -> list[tuple[
     return found
 
 
-def tiles_along(size: int, finest: int, tile: int | None) -> list[Span]:
-    """Spans that cover an axis of ``size`` voxels, in tiles of ``tile`` voxels of the finest grid's ``finest``."""
-    step = size if tile is None else max(1, min(size, tile * size // finest))
+def tiles_along(size: int, tile: int | None) -> list[Span]:
+    """Spans of ``tile`` voxels that cover an axis of ``size`` voxels."""
+    step = tile or size
     return [(start, min(start + step, size)) for start in range(0, size, step)]
 
 
@@ -139,7 +139,6 @@ class Walk:
         self.sizes, self.channels = sizes(layers, shape), channels(layers)
         self.segments = segments(layers, shape, strategy)
         self.last_use = last_uses(layers)
-        self._finest = max(self.sizes, key=math.prod)
         tile = strategy.tile if strategy.name != "whole" else None
         self._tile: Sequence[int | None] = tile or (None, None, None)
 
@@ -152,7 +151,7 @@ class Walk:
         """The tiles of a value along one axis."""
         if self.layers[value - 1].kind == "global":
             return [(0, self.sizes[value][axis])]
-        return tiles_along(self.sizes[value][axis], self._finest[axis], self._tile[axis])
+        return tiles_along(self.sizes[value][axis], self._tile[axis])
 
     def boxes(self, value: int) -> Iterator[Box]:
         """The tiles of a value."""

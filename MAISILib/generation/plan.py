@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from MAISILib.generation.request import GenerateRequest
 
 #: Python, PyTorch, MONAI and what they have loaded, in bytes (peak of a run of head-neck-mini less its tensors).
-_PROCESS_BYTES = 520_000_000
+PROCESS_BYTES = 520_000_000
 #: Part of the probe's rate that whole networks reach, fitted to head-neck-mini on two CPU cores (docs/performance.md).
 _EFFICIENCY = {"diffusion": 0.87, "decode": 0.5}
 
@@ -95,7 +95,7 @@ class Plan:
     def check(self) -> None:
         """Raises OutOfMemory, with what would fit, before anything is allocated."""
         if not self.fits:
-            part = (self.available_bytes - _PROCESS_BYTES) / max(1, self.peak_bytes - _PROCESS_BYTES)
+            part = (self.available_bytes - PROCESS_BYTES) / max(1, self.peak_bytes - PROCESS_BYTES)
             limit = "were asked for" if self.available_bytes == self.asked_bytes else "are free"
             advice = f"A volume of about {part:.0%} as many voxels would fit: lower the size."
             if self.decode == Strategy() and part >= 0.01:
@@ -182,7 +182,7 @@ def plan(bundle: Bundle, request: GenerateRequest, device: str = "auto", setting
         steps=settings.steps,
         samples=request.count,
         stages=stages,
-        peak_bytes=_PROCESS_BYTES + max(stage.bytes for stage in stages),
+        peak_bytes=PROCESS_BYTES + max(stage.bytes for stage in stages),
         available_bytes=available,
         decode=how,
         asked_bytes=request.memory,
@@ -284,7 +284,7 @@ def _decode_stage(
     if request.decode == "exact":
         host = psutil.virtual_memory().available if device.startswith("cuda") else None
         disk = shutil.disk_usage(tempfile.gettempdir()).free
-        chosen = choose(layers, shape, available - _PROCESS_BYTES - weights, host=host, disk=disk)
+        chosen = choose(layers, shape, available - PROCESS_BYTES - weights, host=host, disk=disk)
     else:
         chosen = counted(layers, shape, Strategy())
     return Stage("decode", chosen.cost.flops, chosen.work / rate, weights + chosen.bytes), chosen.strategy

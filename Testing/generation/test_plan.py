@@ -74,7 +74,7 @@ def test_windows_lower_the_memory_of_a_large_volume(rflow: Bundle) -> None:
 def test_short_memory_is_refused_before_loading(rflow: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     request = GenerateRequest(mask="none", output_size=(128, 128, 128), decode="whole")
     needed = planning.plan(rflow, request).peak_bytes
-    free = planning._PROCESS_BYTES + (needed - planning._PROCESS_BYTES) // 2
+    free = planning.PROCESS_BYTES + (needed - planning.PROCESS_BYTES) // 2
     monkeypatch.setattr(planning, "available_bytes", lambda device: free)
     with pytest.raises(
         OutOfMemory, match=r"needs about .* GB on cpu.* GB are free.* 50% as many voxels would fit.*'exact'"
@@ -100,9 +100,9 @@ def test_decoding_goes_in_tiles_where_memory_is_short(rflow: Bundle) -> None:
     whole = planned(decode="whole")
     assert "decode: whole" in str(whole)
     limits = [0.9, 0.6, 0.3]
-    needs = [round(planning._PROCESS_BYTES + whole.stages[1].bytes * limit) for limit in limits]
+    needs = [round(planning.PROCESS_BYTES + whole.stages[1].bytes * limit) for limit in limits]
     short = [planned(memory=bytes_) for bytes_ in needs]
-    assert all(p.stages[1].bytes + planning._PROCESS_BYTES <= limit for p, limit in zip(short, needs, strict=True))
+    assert all(p.stages[1].bytes + planning.PROCESS_BYTES <= limit for p, limit in zip(short, needs, strict=True))
     assert short[-1].decode.name == "recompute"  # type: ignore[union-attr]
     assert "in tiles of" in short[-1].to_dict()["decode"]
     assert sorted(p.stages[1].seconds for p in short) == [p.stages[1].seconds for p in short]
