@@ -12,12 +12,12 @@ SAMPLE_FILES = {
     "MAISIHeadNeck.nrrd": (
         "MAISI head and neck",
         "VolumeFile",
-        "9fd5e00b551c189e74de4fb47e2c412a04fb170043281e99fa2c12baf7f42fd3",
+        "2a23f63d747324846c334d4c8e612f6bbd3b59af92bbfe1d05e624f1c2ab6af3",
     ),
     "MAISIHeadNeck.seg.nrrd": (
         "MAISI head and neck mask",
         "SegmentationFile",
-        "46ab56498d2ba9b8d497b029c33b579b4ffbc1b614196d191ab1e7fb5dadadb1",
+        "5ead7826be5c99d8d2fa7d49aaa35163ab58e80908a3497a0280c9abd3bacbea",
     ),
 }
 
