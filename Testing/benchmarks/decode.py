@@ -66,10 +66,10 @@ def build(bundle: str | None, loops: bool) -> Any:
     if loops:
         from monai.apps.generation.maisi.networks.autoencoderkl_maisi import MaisiGroupNorm3D
 
-        for module in network.modules():
-            if isinstance(module, torch.nn.GroupNorm):
-                module.__class__ = MaisiGroupNorm3D
-                module.norm_float16 = module.print_info = module.save_mem = False
+        norms: list[Any] = [m for m in network.modules() if isinstance(m, torch.nn.GroupNorm)]
+        for norm in norms:
+            norm.__class__ = MaisiGroupNorm3D
+            norm.norm_float16 = norm.print_info = norm.save_mem = False
     return network
 
 
@@ -84,8 +84,8 @@ def strategy_for(way: str, layers: Any, shape: Any, weights: int) -> Any:
     if way == "whole":
         return counted(layers, shape, Strategy())
     if way == "layers":
-        finest = max(sizes(layers, shape), key=math.prod)
-        return counted(layers, shape, Strategy("layers", (16, *finest[1:])))
+        _, y, z = max(sizes(layers, shape), key=math.prod)
+        return counted(layers, shape, Strategy("layers", (16, y, z)))
     if way == "recompute":
         found = [counted(layers, shape, s) for s in candidates(layers, shape, "device") if s.name == way]
         return min(found, key=lambda choice: choice.bytes)
