@@ -16,6 +16,8 @@ from MAISILib.errors import FileFormatError, MaskError
 #: On the volume node of each result. Nodes keep everything, so that a saved scene brings the results back.
 _RESULT = "MAISI.Result"
 _NOTES = "MAISI.Notes"
+#: The slice views of Slicer's layout *Side by side*.
+_SIDES = ("Red", "Yellow")
 
 
 class ResultEntry:
@@ -235,7 +237,11 @@ class ResultList:
         layout = self.scene.GetFirstNodeByClass("vtkMRMLLayoutNode")
         if layout is not None:
             layout.SetViewArrangement(slicer.vtkMRMLLayoutNode.SlicerLayoutSideBySideView)
-        for composite, entry in zip(self._composites(), (one, other), strict=False):
+        sides = {composite.GetLayoutName(): composite for composite in self._composites()}
+        for name, entry in zip(_SIDES, (one, other), strict=True):
+            composite = sides.get(name)
+            if composite is None:  # a scene without views
+                continue
             composite.SetLinkedControl(True)
             composite.SetBackgroundVolumeID(entry.volumeNode.GetID())
             composite.SetForegroundVolumeID(None)
@@ -243,6 +249,7 @@ class ResultList:
             if entry.segmentationNode is not None and entry.segmentationNode.GetDisplayNode() is not None:
                 entry.segmentationNode.GetDisplayNode().SetVisibility(True)
         _fitSlices()
+        self._turnAlike(*_SIDES)
         return _difference(one, other)
 
     def replay(self, entry: ResultEntry, **callbacks: Any) -> Any:
@@ -279,6 +286,14 @@ class ResultList:
         from MAISILib.scene.results import remove_result
 
         remove_result(self.scene, entry.volumeNode)
+
+    def _turnAlike(self, left: str, right: str) -> None:
+        """Both views show the same plane: fitting turns each to its own, and the second one's is sagittal."""
+        nodes = [self.scene.GetNodeByID(f"vtkMRMLSliceNode{name}") for name in (left, right)]
+        if None not in nodes:
+            nodes[1].GetSliceToRAS().DeepCopy(nodes[0].GetSliceToRAS())
+            nodes[1].UpdateMatrices()
+            nodes[1].SetFieldOfView(*nodes[0].GetFieldOfView())
 
     def _composites(self) -> list[Any]:
         nodes = self.scene.GetNodesByClass("vtkMRMLSliceCompositeNode")

@@ -102,7 +102,10 @@ def test_showing_a_result_puts_it_into_all_views_and_hides_the_other_segmentatio
 def test_comparing_shows_two_side_by_side_and_says_how_they_differ(results: Any, add: Any) -> None:
     first, second, coarse = add(1), add(2), add(3, affine=np.diag([4.0, 4.0, 4.0, 1.0]))
     told = results.compare(first, second)
-    assert {"head-neck-mini seed 1", "head-neck-mini seed 2"} <= set(backgrounds())
+    shown = dict(zip(slicer.app.layoutManager().sliceViewNames(), backgrounds(), strict=True))
+    assert (shown["Red"], shown["Yellow"]) == ("head-neck-mini seed 1", "head-neck-mini seed 2")
+    planes = [slicer.mrmlScene.GetNodeByID(f"vtkMRMLSliceNode{name}").GetSliceToRAS() for name in ("Red", "Yellow")]
+    assert [planes[0].GetElement(row, 2) for row in range(3)] == [planes[1].GetElement(row, 2) for row in range(3)]
     arrays = [read_volume(each.volumeNode).array.astype(float) for each in (first, second)]
     assert told.startswith(f"{100 * np.mean(arrays[0] != arrays[1]):.3g} % of the voxels differ")
     assert f"{np.abs(arrays[0] - arrays[1]).max():.3g} at most" in told

@@ -277,7 +277,7 @@ def test_an_effect_is_activated_with_its_parameters(slicer: Any, tmp_path: Path)
 
 def test_view_nodes_follow_the_layout(slicer: Any) -> None:
     manager = slicer.app.layoutManager()
-    assert manager.sliceViewNames() == ("Red", "Yellow", "Green")
+    assert manager.sliceViewNames() == ("Red", "Green", "Yellow")
     manager.setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpPlotView)
     assert manager.plotWidget(0).mrmlPlotViewNode().IsA("vtkMRMLPlotViewNode")
     manager.setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView)

@@ -190,7 +190,7 @@ class LayoutManager:
         self._logic.SetMRMLScene(slicer.mrmlScene)
         self._slices: dict[str, SliceWidget] = {}
         self.setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView)
-        for name in ("Red", "Yellow", "Green"):
+        for name in ("Red", "Green", "Yellow"):  # in the order of the layout
             logic = slicer.vtkMRMLSliceLogic()
             logic.SetMRMLScene(slicer.mrmlScene)
             logic.SetMRMLApplicationLogic(application_logic)
