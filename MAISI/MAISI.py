@@ -46,16 +46,10 @@ class MAISI(ScriptedLoadableModule):
             "OpenKBP (Babier et al., Medical Physics 2021)."
         )
         slicer.app.connect("startupCompleted()", _registerSampleData)
-        slicer.app.connect("startupCompleted()", self.registerSampleData)
-
-    def registerSampleData(self) -> None:
-        """Offers an example in Slicer's module *Sample Data*."""
-        from MAISIPanel.SampleImages import registerSampleData
-
-        registerSampleData()
 
 
 def _registerSampleData() -> None:
+    """Offers an example in Slicer's module *Sample Data*."""
     from MAISIPanel.SampleImages import registerSampleData
 
     registerSampleData()

@@ -82,3 +82,14 @@ def test_the_segments_are_labels_of_the_model_on_the_images_grid(source: dict[st
     dark, light = np.percentile(image.array, (1, 99))
     assert (dark, light > 200) == (pytest.approx(-1000, abs=60), True)
     assert bone.terminology.split("~")[2].startswith("SCT^272673000")
+
+
+def test_slicers_start_registers_them_once(loadedModule: Any, source: dict[str, Any], monkeypatch: Any) -> None:
+    registered: list[str] = []
+    monkeypatch.setattr(
+        sys.modules["SampleData"].SampleDataLogic,
+        "registerCustomSampleDataSource",
+        lambda **fields: registered.append(fields["sampleName"]),
+    )
+    loadedModule("MAISI.py")
+    assert registered == ["MAISIHeadNeck"]
