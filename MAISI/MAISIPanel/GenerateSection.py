@@ -47,6 +47,7 @@ class GenerateSection:
         self._restored: GenerateParameters | None = None
         self._isShowing = False
         self._isFirst = True
+        self._proposedReference = ""  # id of the volume that a segmentation was drawn on, where the user left it
         self._notes: list[str] = []
         self.anatomies = AnatomyPicker(ui, self._onChanged)
         self.sizes = SizeSliders(ui, self._onChanged)
@@ -159,6 +160,7 @@ class GenerateSection:
             count: Number of images that it makes.
         """
         if self.run.isRunning:
+            self._notify(_("An image is being made already. Wait for it, or cancel it first."))
             return
         self.run.start(count)
         self._notes, self._isFirst = [], True
@@ -287,12 +289,15 @@ class GenerateSection:
         self._onChanged()
 
     def _onSegmentation(self) -> None:
-        """A segmentation that was drawn on a volume gets its image on that volume's grid, if nothing else is chosen."""
+        """A segmentation that was drawn on a volume gets its image on that volume's grid, if no other was chosen."""
         ui, node = self._ui, self._ui.segmentationSelector.currentNode()
-        if node is not None and ui.referenceSelector.currentNode() is None and not self._isShowing:
+        reference = ui.referenceSelector.currentNode()
+        isProposed = reference is None or reference.GetID() == self._proposedReference
+        if node is not None and isProposed and not self._isShowing:
             drawnOn = node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole())
-            if drawnOn is not None and drawnOn.IsA("vtkMRMLScalarVolumeNode"):
-                ui.referenceSelector.setCurrentNode(drawnOn)
+            isVolume = drawnOn is not None and drawnOn.IsA("vtkMRMLScalarVolumeNode")
+            self._proposedReference = drawnOn.GetID() if isVolume else ""
+            ui.referenceSelector.setCurrentNode(drawnOn if isVolume else None)
         self._onChanged()
 
     def _onScope(self) -> None:

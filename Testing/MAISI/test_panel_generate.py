@@ -110,6 +110,24 @@ def test_the_volume_that_a_segmentation_was_drawn_on_is_proposed(user: PanelUser
     assert not user.find("generateButton").enabled
 
 
+def test_the_proposed_volume_follows_the_segmentation_until_the_user_chooses_one(user: PanelUser, scene: Any) -> None:
+    import slicer
+
+    user.choose("maskSourceComboBox", "file")
+    volumes, drawn = [], []
+    for name in ("Anna", "Bert", "Cleo"):
+        volumes.append(slicer.util.addVolumeFromArray(np.zeros((4, 5, 6)), name=name))
+        drawn.append(scene.AddNewNodeByClass("vtkMRMLSegmentationNode", name))
+        drawn[-1].SetReferenceImageGeometryParameterFromVolumeNode(volumes[-1])
+    reference, segmentation = user.find("referenceSelector"), user.find("segmentationSelector")
+    for number in (0, 1):
+        segmentation.setCurrentNode(drawn[number])
+        assert reference.currentNode() is volumes[number]
+    reference.setCurrentNode(volumes[0])
+    segmentation.setCurrentNode(drawn[2])
+    assert reference.currentNode() is volumes[0]
+
+
 def test_the_cost_is_asked_once_when_the_user_pauses(user: PanelUser) -> None:
     user.waitUntil(lambda: "1.2 GB" in user.reads("costLabel"))
     before = len(user.client.all("plan"))
