@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,12 +130,14 @@ class ResultsSection:
         selected = self.selected
         folder = self._dialogs.folder(_("Folder for the results"))
         if folder:
-            self._with(len(selected), lambda *entries: [self._save(entry, Path(folder)) for entry in entries])
+            self._with(len(selected), lambda *entries: self._save(entries, Path(folder)))
 
-    def _save(self, entry: Any, folder: Path) -> None:
-        target = folder / re.sub(r"[^\w.-]+", "-", entry.name)
-        self._logic.results.save(entry, target)
-        self._notify(_("Saved in {0}.").format(target))
+    def _save(self, entries: Sequence[Any], folder: Path) -> None:
+        targets: list[Path] = []
+        for entry in entries:
+            targets.append(_free(folder / re.sub(r"[^\w.-]+", "-", entry.name)))
+            self._logic.results.save(entry, targets[-1])
+        self._notify("\n".join(_("Saved in {0}.").format(target) for target in targets))
 
     def _onDelete(self) -> None:
         selected = self.selected
@@ -155,6 +157,12 @@ class ResultsSection:
             work(*self.selected)
         except MaisiError as error:
             self._notify(str(error))
+
+
+def _free(folder: Path) -> Path:
+    """A folder that is not there yet: results of other scenes have the same names."""
+    names = (folder, *(folder.with_name(f"{folder.name}-{number}") for number in range(2, 100_000)))
+    return next(each for each in names if not each.exists())
 
 
 def _cells(entry: Any) -> tuple[str, str, str, str]:

@@ -41,6 +41,24 @@ def test_a_result_is_shown_compared_made_again_saved_and_deleted(
     assert scene.GetNodesByClass("vtkMRMLSegmentationNode").GetNumberOfItems() == 1
 
 
+def test_saving_never_replaces_what_was_saved_before(user: PanelUser, dialogs: Any, tmp_path: Path) -> None:
+    user.finish(user.generate(), seed=1)
+    for _ in range(2):  # as with a result of the same name from another scene
+        dialogs.paths = [str(tmp_path)]
+        user.press("saveButton")
+    for name in ("head-neck-mini-seed-1", "head-neck-mini-seed-1-2"):
+        assert (tmp_path / name / "image.nii.gz").is_file()
+    assert "head-neck-mini-seed-1-2" in user.message
+
+
+def test_a_replay_during_a_run_is_told_to_wait(user: PanelUser) -> None:
+    user.finish(user.generate(), seed=1)
+    sent = user.generate()
+    user.press("replayButton")
+    assert user.client.last("generate") is sent
+    assert "already" in user.message
+
+
 def test_a_volume_that_was_deleted_elsewhere_leaves_the_table(user: PanelUser, scene: Any) -> None:
     user.finish(user.generate(), seed=3)
     scene.RemoveNode(scene.GetFirstNodeByClass("vtkMRMLScalarVolumeNode"))
