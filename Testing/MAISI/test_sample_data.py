@@ -91,5 +91,5 @@ def test_slicers_start_registers_them_once(loadedModule: Any, source: dict[str, 
         "registerCustomSampleDataSource",
         lambda **fields: registered.append(fields["sampleName"]),
     )
-    loadedModule("MAISI.py")
+    loadedModule("MAISI.py", enter=False)
     assert registered == ["MAISIHeadNeck"]
