@@ -57,15 +57,18 @@ class qSlicerSegmentEditorScriptedEffect:
         self._frame.setLayout(QtWidgets.QFormLayout())
 
     def setPythonSource(self, path: str) -> None:
-        """Loads the class SegmentEditorEffect of a file, as the application does at registering and at each clone."""
-        name = f"SegmentEditorEffect.{Path(path).parent.name}"
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec, path
-        assert spec.loader, path
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-        self._python = module.SegmentEditorEffect(self)
+        """Makes the class SegmentEditorEffect of a file, which is loaded once, under the name of its folder.
+
+        Afterwards that name is the file's: it is no package, and nothing else can be imported from the folder.
+        """
+        name = Path(path).parent.name
+        if not hasattr(sys.modules.get(name), "SegmentEditorEffect"):
+            spec = importlib.util.spec_from_file_location(name, path)
+            assert spec, path
+            assert spec.loader, path
+            sys.modules[name] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[name])
+        self._python = sys.modules[name].SegmentEditorEffect(self)
 
     def self(self) -> Any:
         return self._python

@@ -1,4 +1,8 @@
-"""The Segment Editor effect *MAISI*, as the Segment Editor calls it; what it does stands in ``EffectOptions``."""
+"""The Segment Editor effect *MAISI*, as the Segment Editor calls it.
+
+What it does stands in ``MAISIPanel.EffectOptions``: Slicer loads this file as a module with the name of its folder, and
+that name is then no package from which anything beside this file could be imported.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from SegmentEditorEffects import AbstractScriptedSegmentEditorEffect
 from slicer.i18n import tr as _
 
 if TYPE_CHECKING:
-    from SegmentEditorMAISILib.EffectOptions import Edited, EffectOptions
+    from MAISIPanel.EffectOptions import Edited, EffectOptions
 
 
 class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect):
@@ -48,7 +52,7 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect):
 
     def setupOptionsFrame(self) -> None:
         """Makes the widgets. What they need is imported here: this file is read when Slicer starts."""
-        from SegmentEditorMAISILib.EffectOptions import EffectOptions
+        from MAISIPanel.EffectOptions import EffectOptions
 
         self.options = EffectOptions(sharedLogic, self._edited, self.scriptedEffect.setParameter)
         self.scriptedEffect.addOptionsWidget(self.options.widget)
@@ -84,7 +88,7 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect):
             self.options = None
 
     def _edited(self) -> Edited:
-        from SegmentEditorMAISILib.EffectOptions import Edited
+        from MAISIPanel.EffectOptions import Edited
 
         node = self.scriptedEffect.parameterSetNode()
         if node is None:

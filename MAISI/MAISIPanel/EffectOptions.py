@@ -8,14 +8,14 @@ from typing import Any
 
 import qt
 import slicer
+from slicer.i18n import tr as _
+
+from MAISILib.errors import MaisiError
 from MAISIPanel.CasesWriter import CasePair, segmentsOf
 from MAISIPanel.DurationBox import DurationBox
 from MAISIPanel.SegmentMapping import SegmentMapping
 from MAISIPanel.TrainingProgress import TrainingProgress
 from MAISIPanel.TrainingWish import IGNORE, TrainingWish, suggestedName
-from slicer.i18n import tr as _
-
-from MAISILib.errors import MaisiError
 
 _POLL = 1000
 
