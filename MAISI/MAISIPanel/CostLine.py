@@ -26,8 +26,8 @@ class CostLine:
         self._parameters: Any = None
         self._asked = 0
         self._timer = qt.QTimer()
-        self._timer.singleShot = True
-        self._timer.interval = DEBOUNCE_MS
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(DEBOUNCE_MS)
         self._timer.connect("timeout()", self._ask)
 
     def askFor(self, parameters: Any) -> None:

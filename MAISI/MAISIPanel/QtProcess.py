@@ -63,13 +63,13 @@ class QtProcess:
         self._process.kill()
         self._process.waitForFinished(_KILLED_WITHIN)
 
-    def _readOutput(self, *_: Any) -> None:
+    def _readOutput(self) -> None:
         self.onOutput(_bytes(self._process.readAllStandardOutput()))
 
-    def _readError(self, *_: Any) -> None:
+    def _readError(self) -> None:
         self.onError(_bytes(self._process.readAllStandardError()))
 
-    def _finished(self, exitCode: int, *_: Any) -> None:
+    def _finished(self, exitCode: int) -> None:
         self._readOutput()
         self._readError()
         self._isRunning = False
@@ -115,8 +115,9 @@ def _descendants(pid: int) -> list[int]:
 
 
 def _bytes(data: Any) -> bytes:
-    """The content of a QByteArray, which PythonQt and others hand out differently."""
-    return data if isinstance(data, bytes) else bytes(data.data())
+    """The content of a QByteArray, which the builds of PythonQt hand out differently: an empty one also as None."""
+    content = data if isinstance(data, bytes) else data.data()
+    return content.encode() if isinstance(content, str) else bytes(content or b"")
 
 
 def _ignored(*_: Any) -> None:
