@@ -11,6 +11,7 @@ import pytest
 import MAISILib as maisi
 from MAISILib.anatomy.library import MaskLibrary
 from MAISILib.files.nifti import write_labels
+from MAISILib.quality.agreement import ThresholdStructure, threshold_dice
 
 BODY, BONE, AIR = 200, 138, 139
 #: All that the bundle may weigh in the repository.
@@ -67,6 +68,12 @@ def test_a_sample_has_the_hu_of_a_head_and_neck(plain: maisi.Sample) -> None:
     assert median(plain, BONE) > 200
     assert -150 < median(plain, BODY) < 150
     assert median(plain, AIR) < -300
+
+
+def test_bone_is_where_the_mask_has_it(plain: maisi.Sample) -> None:
+    assert plain.mask is not None
+    bone = ThresholdStructure(labels=(BONE,), within=(BONE, BODY, AIR), above=180.0)
+    assert threshold_dice(plain.image.array, plain.mask.array, bone) > 0.75  # 0.84 in the mean of 33 other patients
 
 
 @pytest.mark.slow
