@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -101,7 +102,9 @@ class TrainingWish:
 
 def suggestedName(bundle: str, label: str, taken: Iterable[str]) -> str:
     """A free name for the new bundle, from its parent's and the label that it learns."""
-    text = "-".join(re.sub(r"[^A-Za-z0-9._-]+", "-", part).strip("-._") for part in (Path(bundle).name, label))
+    plain = [unicodedata.normalize("NFKD", part) for part in (Path(bundle).name, label)]
+    plain = ["".join(letter for letter in part if not unicodedata.combining(letter)) for part in plain]
+    text = "-".join(re.sub(r"[^A-Za-z0-9._-]+", "-", part).strip("-._") for part in plain)
     wanted = text.strip("-")[:56] or "fine-tuned"
     used = {name.casefold() for name in taken}
     name, number = wanted, 1

@@ -20,6 +20,8 @@ CRASH = "Crash"
 #: A worker that has not answered a cancel after this time is ended, with all that it has started.
 CANCEL_MILLISECONDS = 2000
 _KEPT_LINES = 200
+#: Exit codes of a process that was killed (SIGKILL), as Qt and as shells tell them.
+_ENDED_BY_SYSTEM = (9, -9, 137)
 _SHOWN_LINES = 12
 _LONGEST_LOG_LINE = 500
 _LONGEST_LINE = 256 * 2**20
@@ -209,6 +211,8 @@ class WorkerClient:
             reason = f"The engine ended at its start (exit code {exitCode})."
         else:
             reason = f"The engine stopped unexpectedly (exit code {exitCode}). It is started again when it is needed."
+            if exitCode in _ENDED_BY_SYSTEM:
+                reason += " It was ended from outside, most often because memory ran out: try a smaller size."
         tail = "\n".join(list(self._log)[-_SHOWN_LINES:])
         message = f"{reason}\n{tail}" if tail else f"{reason} It left no message."
         self._process, self.ready = None, None

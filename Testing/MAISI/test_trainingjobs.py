@@ -231,7 +231,7 @@ assert TrainingJobs(Path("nowhere")).running() == []
 def test_a_suggested_name_is_free_and_fit_for_a_folder() -> None:
     from MAISIPanel.TrainingWish import TrainingWish, suggestedName
 
-    assert suggestedName("head-neck-mini", "Läsion, links (2)", []) == "head-neck-mini-L-sion-links-2"
+    assert suggestedName("head-neck-mini", "Läsion, links (2)", []) == "head-neck-mini-Lasion-links-2"
     assert suggestedName("/models/mine", "lesion", ["Mine-lesion", "mine-lesion-2"]) == "mine-lesion-3"
     for name in (suggestedName("b", "?" * 300, []), suggestedName("b" * 300, "l", []), suggestedName("", "", [])):
         assert TrainingWish(name, focus=("x",)).isValid() == (True, "")

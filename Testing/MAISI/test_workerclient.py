@@ -144,6 +144,13 @@ def test_a_crash_fails_every_request_with_the_last_lines_and_the_next_one_starts
     assert line.told[-1][:2] == ("bundles", "onResult")
 
 
+def test_an_engine_that_was_killed_is_told_with_the_likely_reason(line: Line) -> None:
+    line.send("generate")
+    line.process.say(**READY)
+    line.process.end(9)
+    assert "memory ran out: try a smaller size" in line.told[0][2]
+
+
 def test_a_program_that_is_missing_is_told(line: Line) -> None:
     line.reasonNotToStart = "/opt/python: No such file or directory"
     line.send("plan")
