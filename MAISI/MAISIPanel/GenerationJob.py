@@ -183,6 +183,7 @@ class GenerationJob:
         )
 
     def _send(self, folder: Path, fields: Event, suffix: str = "") -> None:
+        self._observe()
         fields = {**fields, "out": str(folder / "result")}
         self._ask(
             "generate",
@@ -207,10 +208,7 @@ class GenerationJob:
 
     def _arrived(self, steps: Callable[[], Any]) -> None:
         self._arrivals.append(steps)
-        if self._observer is None:
-            import slicer
-
-            self._observer = self._scene.AddObserver(slicer.vtkMRMLScene.EndCloseEvent, self._sceneClosed)
+        self._observe()
         if len(self._arrivals) == 1:
             self._later(0, self._step)
 
@@ -292,6 +290,12 @@ class GenerationJob:
             self._call(self._callbacks.onCancelled)
         else:
             self._call(self._callbacks.onDone, self.nodes)
+
+    def _observe(self) -> None:
+        if self._observer is None:
+            import slicer
+
+            self._observer = self._scene.AddObserver(slicer.vtkMRMLScene.EndCloseEvent, self._sceneClosed)
 
     def _stopObserving(self) -> None:
         if self._observer is not None:

@@ -106,16 +106,20 @@ def test_a_scene_closed_while_a_sample_comes_has_the_sample_afterwards(bench: Be
         )
 
 
-def test_a_scene_closed_during_the_run_is_mentioned(bench: Bench) -> None:
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_scene_closed_during_the_run_is_mentioned(bench: Bench, before: int) -> None:
+    """Before the first sample, and between two."""
     bench.generate(count=2)
-    bench.engine.sample(0)
-    bench.loop.run()
+    for number in range(before):
+        bench.engine.sample(number)
+        bench.loop.run()
     bench.scene.Clear(0)
-    bench.engine.sample(1)
+    for number in range(before, 2):
+        bench.engine.sample(number)
     bench.engine.finish()
     bench.loop.run()
     assert any("scene was closed" in told[1] for told in bench.told if told[0] == "onNote")
-    assert [len(told[1]) for told in bench.ends] == [1]
+    assert [len(told[1]) for told in bench.ends] == [2 - before]
 
 
 @pytest.mark.parametrize("kind", ["vtkMRMLScalarVolumeNode", "vtkMRMLSegmentationNode"])
