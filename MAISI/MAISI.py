@@ -82,8 +82,9 @@ class MAISIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.panel.enter()
 
     def exit(self) -> None:
-        """The user leaves the module; runs go on."""
-        self.panel.exit()
+        """The user leaves the module; runs go on. Slicer may say so after `cleanup` when it quits."""
+        if self.panel is not None:
+            self.panel.exit()
 
     def cleanup(self) -> None:
         """The panel is taken down. The engine belongs to the logic, which ends it when Slicer quits."""
@@ -91,6 +92,14 @@ class MAISIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self.panel is not None:
             self.panel.cleanup()
             self.panel = None
+
+    def onReload(self) -> None:
+        """A developer reloads the module: the panel's files are read again too, and the engine is started anew."""
+        self.logic.shutdown()
+        for name in [name for name in sys.modules if name.partition(".")[0] == "MAISIPanel"]:
+            del sys.modules[name]
+        ScriptedLoadableModuleWidget.onReload(self)
+        slicer.modules.MAISIWidget.enter()
 
     def _onSceneClosed(self, _caller: Any, _event: Any) -> None:
         self.panel.onSceneClosed()

@@ -122,8 +122,9 @@ class GenerateSection:
             self._keep()
 
     def cleanup(self) -> None:
-        """The panel goes away: asks nothing any more."""
+        """The panel goes away: asks nothing any more, and what its widgets do from now on is no wish of the user."""
         self.cost.stop()
+        self._isShowing = True
 
     def parameters(self) -> GenerateParameters:
         """What the widgets say."""
@@ -295,9 +296,10 @@ class GenerateSection:
         isProposed = reference is None or reference.GetID() == self._proposedReference
         if node is not None and isProposed and not self._isShowing:
             drawnOn = node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole())
-            isVolume = drawnOn is not None and drawnOn.IsA("vtkMRMLScalarVolumeNode")
-            self._proposedReference = drawnOn.GetID() if isVolume else ""
-            ui.referenceSelector.setCurrentNode(drawnOn if isVolume else None)
+            if drawnOn is not None and not drawnOn.IsA("vtkMRMLScalarVolumeNode"):
+                drawnOn = None
+            self._proposedReference = drawnOn.GetID() if drawnOn is not None else ""
+            ui.referenceSelector.setCurrentNode(drawnOn)
         self._onChanged()
 
     def _onScope(self) -> None:

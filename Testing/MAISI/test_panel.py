@@ -60,6 +60,40 @@ def test_opening_is_quick_and_loads_nothing_heavy(app: Any, tmp_path: Path) -> N
     assert min(panel for _, panel in runs) < 0.5
 
 
+RELOAD = """
+import sys
+from Testing.slicer_standin import install, loadModule
+install()
+import slicer
+sys.path.insert(0, "MAISI")
+from MAISIPanel.EngineProcess import setExternalPython
+setExternalPython("/no/such/python")
+first = loadModule("MAISI/MAISI.py")
+before = sys.modules["MAISIPanel.PanelWidget"]
+first.onReload()
+second = slicer.modules.MAISIWidget
+assert second is not first and first.panel is None
+assert sys.modules["MAISIPanel.PanelWidget"] is not before
+assert second.logic is not first.logic
+second.logic.shutdown()
+"""
+
+
+def test_a_developer_reloads_the_panel_with_all_its_files(app: Any, tmp_path: Path) -> None:
+    """In an interpreter of its own, whose modules may be exchanged."""
+    folders = {"MAISI_DATA": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "PYTHONPATH": str(MODULE_FOLDER.parent)}
+    run = subprocess.run(
+        [sys.executable, "-c", RELOAD],
+        cwd=MODULE_FOLDER.parent,
+        env={**os.environ, **folders},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "Traceback" not in run.stderr
+
+
 def test_the_panel_fits_beside_the_views(user: PanelUser) -> None:
     user.choose("bundleComboBox", "whole-body")
     user.choose("maskSourceComboBox", "generated")
