@@ -64,10 +64,10 @@ class QtProcess:
         self._process.waitForFinished(_KILLED_WITHIN)
 
     def _readOutput(self) -> None:
-        self.onOutput(_bytes(self._process.readAllStandardOutput()))
+        self.onOutput(contentOf(self._process.readAllStandardOutput()))
 
     def _readError(self) -> None:
-        self.onError(_bytes(self._process.readAllStandardError()))
+        self.onError(contentOf(self._process.readAllStandardError()))
 
     def _finished(self, exitCode: int) -> None:
         self._readOutput()
@@ -114,7 +114,7 @@ def _descendants(pid: int) -> list[int]:
     return found
 
 
-def _bytes(data: Any) -> bytes:
+def contentOf(data: Any) -> bytes:
     """The content of a QByteArray, which the builds of PythonQt hand out differently: an empty one also as None."""
     content = data if isinstance(data, bytes) else data.data()
     return content.encode() if isinstance(content, str) else bytes(content or b"")

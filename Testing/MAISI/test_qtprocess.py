@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -94,6 +95,16 @@ def test_what_a_launcher_has_started_ends_with_it_within_two_seconds(ear: Ear, w
     ear.process.kill()
     waitUntil(lambda: ear.ends and not _runs(child), 10)
     assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("handed", "content"), [(b"a\0b", b"a\0b"), (None, b""), ("größe", "größe".encode()), (bytearray(b"x"), b"x")]
+)
+def test_output_is_read_however_a_build_of_pythonqt_hands_it_out(app: Any, handed: Any, content: bytes) -> None:
+    from MAISIPanel.QtProcess import contentOf
+
+    assert contentOf(SimpleNamespace(data=lambda: handed)) == content
+    assert contentOf(content) == content
 
 
 def _runs(pid: int) -> bool:
