@@ -112,6 +112,8 @@ def test_properties_are_attributes_and_others_are_refused(qt: Any) -> None:
         label.txet = "three"
     with pytest.raises(AttributeError, match="not writable"):
         label.hasSelectedText = True
+    with pytest.raises(AttributeError, match="no attribute 'singleShot'"):  # the static function has this name
+        qt.QTimer().singleShot = True
 
 
 def test_a_class_written_in_python_has_attributes_of_its_own(qt: Any) -> None:

@@ -34,7 +34,9 @@ _loading = False  # PySide6 sets the children of a .ui file as attributes of its
 @cache
 def _qt_properties(cls: type) -> frozenset[str]:
     meta: Any = cls.staticMetaObject  # pyright: ignore[reportAttributeAccessIssue]
-    return frozenset(meta.property(i).name() for i in range(meta.propertyCount()))
+    names = frozenset(meta.property(i).name() for i in range(meta.propertyCount()))
+    # Newer builds of PythonQt give this name to the static function alone.
+    return names - {"singleShot"} if issubclass(cls, QtCore.QTimer) else names
 
 
 def _is_of_qt(cls: type) -> bool:
