@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from MAISILib.errors import MaisiError
+from MAISIPanel import RunControls
 from MAISIPanel.CasesWriter import CasePair, segmentsOf
 from MAISIPanel.DurationBox import DurationBox
 from MAISIPanel.SegmentMapping import SegmentMapping
@@ -52,11 +54,12 @@ class EffectOptions:
         self._logic: Any = None
         self._bundle = ""
         self._job: Any = None
+        self._started = 0.0
         self._training: Any = None
         self._tail: Any = None
         self._progress = TrainingProgress()
         self._host = ""
-        self._isActive = self._isClosed = False
+        self._isActive = self._wasClosed = False
         self._makeWidgets()
         self._timer = qt.QTimer()
         self._timer.setInterval(_POLL)
@@ -87,7 +90,12 @@ class EffectOptions:
     def close(self) -> None:
         """The widgets are about to be destroyed; what was begun goes on without them."""
         self.deactivate()
-        self._isClosed = True
+        self._wasClosed = True
+
+    @property
+    def _isClosed(self) -> bool:
+        """Also where Slicer has destroyed the widgets without a word: to PythonQt, what is destroyed is false."""
+        return self._wasClosed or not self.widget
 
     def show(self, host: str, duration: str) -> None:
         """Shows the effect's parameters, and what can be done with what is being edited."""
@@ -180,9 +188,11 @@ class EffectOptions:
 
     def _onGenerate(self) -> None:
         if self._job is not None:
-            self._job.cancel()
+            if time.monotonic() - self._started > RunControls.DOUBLE_CLICK_SECONDS:
+                self._job.cancel()
             return
-        edited = self._edited()
+        self._started = time.monotonic()
+        edited, parameters = self._edited(), self._logic.parameterNode.get()
         self._tell("")
         self.progressBar.maximum = 0
         self.progressBar.visible = True
@@ -191,6 +201,8 @@ class EffectOptions:
             bundle=self._bundle,
             segmentationNode=edited.segmentationNode,
             referenceVolumeNode=edited.volumeNode,
+            device=parameters.device,
+            seed=parameters.seed,  # the panel's: with its dice another image is made
             onProgress=self._onProgress,
             onNote=notes.append,
             onDone=lambda _nodes: self._ended(" ".join([_("The image is in the scene."), *notes])),
@@ -281,6 +293,9 @@ class EffectOptions:
         self._poll()
 
     def _poll(self) -> None:
+        if self._isClosed:
+            self._timer.stop()
+            return
         if self._training is None or not self._isActive:
             return
         self._progress.add(self._tail.read())

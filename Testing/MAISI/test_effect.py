@@ -24,7 +24,7 @@ class ScriptedLogic:
     def __init__(self, scene: Any, work: Path) -> None:
         self.scene, self.client = scene, engine()
         self.trainingJobs = ScriptedTrainings(work)
-        self.parameterNode = SimpleNamespace(get=lambda: SimpleNamespace(bundle="tiny"))
+        self.parameterNode = SimpleNamespace(get=lambda: SimpleNamespace(bundle="tiny", seed=42, device="cpu"))
         self.generations: list[Any] = []
         self.started: list[dict[str, Any]] = []
 
@@ -113,7 +113,30 @@ def test_the_image_is_made_for_what_is_edited(editor: Editor, logic: ScriptedLog
     assert editor.options.generateButton.text == "Generate image for this segmentation"
 
 
-def test_generate_becomes_cancel(editor: Editor, logic: ScriptedLogic, painted: tuple[Any, Any]) -> None:
+def test_a_second_click_on_generate_is_no_cancel(
+    editor: Editor, logic: ScriptedLogic, painted: tuple[Any, Any]
+) -> None:
+    for _ in range(2):
+        editor.options.generateButton.click()
+    assert len(logic.generations) == 1
+    assert editor.options.messageLabel.text == ""
+    assert editor.options.generateButton.text == "Cancel"
+
+
+def test_the_seed_and_the_device_are_those_of_the_panel(
+    editor: Editor, logic: ScriptedLogic, painted: tuple[Any, Any]
+) -> None:
+    editor.options.generateButton.click()
+    fields = logic.generations[0].fields
+    assert (fields["seed"], fields["device"]) == (42, "cpu")
+
+
+def test_generate_becomes_cancel(
+    editor: Editor, logic: ScriptedLogic, painted: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from MAISIPanel import RunControls
+
+    monkeypatch.setattr(RunControls, "DOUBLE_CLICK_SECONDS", -1.0)
     editor.options.generateButton.click()
     editor.options.generateButton.click()
     assert len(logic.generations) == 1
