@@ -212,6 +212,19 @@ def test_a_clone_finds_the_training_that_another_one_has_started(
     other.close()
 
 
+def test_widgets_that_were_destroyed_without_a_word_are_left_alone(
+    editor: Editor, logic: ScriptedLogic, painted: tuple[Any, Any]
+) -> None:
+    options = editor.options
+    options.fineTuneButton.click()
+    options.generateButton.click()
+    options.widget.delete()
+    logic.generations[0].fields["onProgress"]({"done": 1, "total": 2})
+    logic.generations[0].fields["onDone"]([])
+    options._poll()
+    assert not options._timer.isActive()
+
+
 def test_the_effect_has_an_icon_and_help(editor: Editor) -> None:
     effect = editor.widget.effectByName("MAISI").self()
     assert not effect.icon().isNull()

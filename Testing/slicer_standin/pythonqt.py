@@ -195,6 +195,7 @@ def make_qt() -> types.ModuleType:
     any_class.name = property(lambda self: self.objectName, lambda self, value: self.setObjectName(value))
     any_class.className = lambda self: self.metaObject().className()
     any_class.delete = lambda self: shiboken6.delete(self)
+    any_class.__bool__ = lambda self: shiboken6.isValid(self)
     classes = [cls for cls in vars(qt).values() if isinstance(cls, type) and issubclass(cls, QtCore.QObject)]
     getters = [_getter(cls.__getattribute__) for cls in classes]  # of all classes, before the first one changes
     for cls, get in zip(classes, getters, strict=True):
