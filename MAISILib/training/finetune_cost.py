@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 #: Predictions of a training step: two samples, each with its mask and with the mask whose label became its host.
 _PREDICTIONS = 4
+#: Predictions of the parent in a training step, of which nothing is learned back: one for each sample.
+_PARENTS_PREDICTIONS = 2
 #: A prediction that is learned from, in predictions: the way back costs twice the way there.
 _WITH_GRADIENT = 3
 #: Part of the volume that a sample is, on average: four of five are boxes of an eighth.
@@ -40,6 +42,6 @@ def estimate_seconds(bundle: Bundle, cases: int, steps: int, device: str = "auto
     planned = plan(bundle, GenerateRequest(mask_file=Path("mask.nii.gz")), device)  # which is not read
     seconds = {stage.name: stage.seconds for stage in planned.stages}
     prediction = seconds["diffusion"] / planned.steps
-    training = steps * _PREDICTIONS * _WITH_GRADIENT * _PART * prediction
+    training = steps * (_PREDICTIONS * _WITH_GRADIENT + _PARENTS_PREDICTIONS) * _PART * prediction
     pictures = _PICTURE_STEPS * prediction + _PICTURES * seconds["decode"]
     return training + pictures + cases * _ENCODINGS * seconds["decode"]

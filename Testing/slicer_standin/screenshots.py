@@ -187,6 +187,9 @@ def main() -> None:
             photographer.effect()
         finally:
             photographer.close()
+    # Qt and VTK take down each other's objects in an order of chance when the interpreter ends.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
