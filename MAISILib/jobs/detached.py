@@ -25,8 +25,8 @@ from typing import Any
 
 from MAISILib.errors import FileFormatError, TrainingError
 from MAISILib.files.atomic import output_error, write_text
-from MAISILib.jobs.folder import LOG_NAME, PID_NAME, STATE_NAME, EventTail, State, read_state
-from MAISILib.jobs.processes import ask_group, end_group, is_running
+from MAISILib.jobs.folder import LOG_NAME, PID_NAME, STATE_NAME, EventTail, State, read_state, running_process
+from MAISILib.jobs.processes import ask_group, end_group
 
 LAUNCH_NAME = "launch.json"
 #: The file whose appearance asks a training to stop; its path is in the environment variable. On Windows nothing else
@@ -78,7 +78,7 @@ class DetachedJob:
         for child in _children[:]:
             if child.poll() is not None:
                 _children.remove(child)
-        return _running(self.folder)
+        return running_process(self.folder)
 
     def events(self) -> EventTail:
         """Reads what the training tells, from the beginning on."""
@@ -180,7 +180,7 @@ def ask_to_stop(job: DetachedJob) -> None:
         OutputError: Its folder cannot be written.
     """
     write_text(job.folder / STOP_NAME, "")
-    if (pid := job.pid or _running(job.work)) is not None:
+    if (pid := job.pid or running_process(job.work)) is not None:
         ask_group(pid)
 
 
@@ -192,7 +192,7 @@ def end(job: DetachedJob) -> None:
     """
     write_text(job.folder / STOP_NAME, "")
     for folder in (job.folder, job.work):  # the launcher, and what is left where that is gone
-        if (pid := _running(folder)) is not None:
+        if (pid := running_process(folder)) is not None:
             end_group(pid)
 
 
@@ -213,16 +213,6 @@ def stop(job: DetachedJob, grace_seconds: float = GRACE_SECONDS) -> State:
     if job.state() == "running":
         end(job)
     return job.state()
-
-
-def _running(folder: Path) -> int | None:
-    """The process that is noted in a folder, while it runs."""
-    path = folder / PID_NAME
-    try:
-        pid, recorded_at = int(path.read_text(encoding="utf-8")), path.stat().st_mtime
-    except (OSError, ValueError):
-        return None
-    return pid if is_running(pid, recorded_at) else None
 
 
 def _launch(job: DetachedJob, command: list[str], environment: Mapping[str, str] | None) -> None:

@@ -170,9 +170,19 @@ def read_state(folder: Path) -> State | None:
     if not path.is_file():
         return None
     state = path.read_text(encoding="utf-8").strip()
-    if state == "running" and not _is_alive(folder / PID_NAME):
+    if state == "running" and running_process(folder) is None:
         return "failed"
     return state  # type: ignore[return-value]
+
+
+def running_process(folder: Path) -> int | None:
+    """Number of the process that is noted in a job's folder; ``None`` where there is none, or it no longer runs."""
+    path = folder / PID_NAME
+    try:
+        pid, recorded_at = int(path.read_text(encoding="utf-8")), path.stat().st_mtime
+    except (OSError, ValueError):
+        return None
+    return pid if is_running(pid, recorded_at) else None
 
 
 def work_folder(out: Path) -> Path:
@@ -185,18 +195,8 @@ def runs_elsewhere(folder: Path) -> bool:
     """Whether another process is at work on a job."""
     if read_state(folder) != "running":
         return False
-    try:
-        # A container that was started again may give us the number that a killed predecessor had.
-        return (folder / PID_NAME).read_text(encoding="utf-8").strip() != str(os.getpid())
-    except FileNotFoundError:  # it has just ended
-        return False
-
-
-def _is_alive(path: Path) -> bool:
-    try:
-        return is_running(int(path.read_text(encoding="utf-8")), path.stat().st_mtime)
-    except (OSError, ValueError):
-        return False
+    # None: it has just ended. Ours: a container that was started again may give us a killed predecessor's number.
+    return running_process(folder) not in (None, os.getpid())
 
 
 def _quietly(work: Callable[[], None]) -> None:
