@@ -30,6 +30,7 @@ class BundleState:
         bytes: Size of the weights, where known.
         folder: Where it lies, once it is there.
         problem: What is wrong with a damaged one.
+        manifest: Its own, or the catalogue's before it is downloaded; ``None`` for a damaged one.
     """
 
     name: str
@@ -39,6 +40,7 @@ class BundleState:
     bytes: int | None
     folder: Path | None
     problem: str = ""
+    manifest: Manifest | None = None
 
 
 def data_folder() -> Path:
@@ -73,7 +75,9 @@ def list_bundles() -> list[BundleState]:
         if name in installed:
             listed[name] = _state(installed[name], "installed")
         else:
-            listed[name] = BundleState(name, manifest.title, manifest.licence, "to download", _size(manifest), None)
+            listed[name] = BundleState(
+                name, manifest.title, manifest.licence, "to download", _size(manifest), None, manifest=manifest
+            )
     for name, folder in installed.items():
         listed.setdefault(name, _state(folder, "installed"))
     return list(listed.values())
@@ -119,7 +123,7 @@ def _state(folder: Path, state: Literal["embedded", "installed"]) -> BundleState
     except BundleError as error:
         return BundleState(folder.name, folder.name, Licence(name="unknown"), "damaged", None, folder, str(error))
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return BundleState(folder.name, manifest.title, manifest.licence, state, size, folder)
+    return BundleState(folder.name, manifest.title, manifest.licence, state, size, folder, manifest=manifest)
 
 
 def _size(manifest: Manifest) -> int | None:

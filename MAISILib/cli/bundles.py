@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from MAISILib.cli import options
 from MAISILib.errors import BundleError
+
+if TYPE_CHECKING:
+    from MAISILib.bundles.catalogue import BundleState
 
 app = typer.Typer(help="List, verify, download, import, make and remove model bundles.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="Name of a bundle.")]
@@ -117,10 +120,7 @@ def remove_command(bundle: Name, as_json: options.Json = False) -> None:
     _tell({"removed": bundle}, f"{bundle} was removed.", as_json)
 
 
-def _described(state: Any) -> dict[str, Any]:
-    from MAISILib.bundles.catalogue import downloadable
-    from MAISILib.bundles.manifest import read_manifest
-
+def _described(state: BundleState) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": state.name,
         "title": state.title,
@@ -130,8 +130,7 @@ def _described(state: Any) -> dict[str, Any]:
         "licence": state.licence.model_dump(),
         "problem": state.problem,
     }
-    if state.state != "damaged":
-        manifest = read_manifest(state.folder) if state.folder else downloadable()[state.name]
+    if (manifest := state.manifest) is not None:
         row |= {"modality": manifest.modality, "recommended": [r.model_dump() for r in manifest.recommended]}
     return row
 

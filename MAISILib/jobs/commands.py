@@ -66,26 +66,21 @@ def fields_of(command: Command, message: Message) -> dict[str, Any]:
 
 def bundles(job: Job) -> dict[str, Any]:
     """The bundles on this computer, and those that can be downloaded."""
-    from MAISILib.bundles.catalogue import downloadable, list_bundles
+    from MAISILib.bundles.catalogue import list_bundles
     from MAISILib.bundles.licences import is_accepted
-    from MAISILib.bundles.manifest import read_manifest
     from MAISILib.resources import resources_folder
 
     rows = []
     for state in list_bundles():
         kind = {"to download": "downloadable"}.get(state.state, state.state)
-        version = ""
         if state.state == "damaged":  # it is there all the same, and can be removed
             assert state.folder is not None
             kind = "embedded" if state.folder.is_relative_to(resources_folder()) else "installed"
-        else:
-            manifest = read_manifest(state.folder) if state.folder else downloadable()[state.name]
-            version = manifest.version
         rows.append(
             {
                 "name": state.name,
                 "title": state.title,
-                "version": version,
+                "version": state.manifest.version if state.manifest else "",
                 "state": kind,
                 "bytes": state.bytes,
                 "folder": str(state.folder) if state.folder else None,
