@@ -283,11 +283,7 @@ def _copy(folder: Path, staging: Path, ours: bool, files: dict[Path, str], check
         target.parent.mkdir(parents=True, exist_ok=True)
         copy(path, target)
     for data in _DATA_FOLDERS:
-        wanted = [
-            p
-            for pattern in ("all_masks_*", "candidate_masks_*", "all_anatomy_size_*")
-            for p in (folder / data).glob(pattern)
-        ]
+        wanted = [p for pattern in _DATA_FILES for p in (folder / data).glob(pattern)]
         for path in wanted:
             target = staging / data / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
