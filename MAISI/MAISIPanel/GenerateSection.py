@@ -28,7 +28,7 @@ class GenerateSection:
         logic: Plans and generates; ``parameterNode`` keeps the parameters.
         ui: Widgets of ``MAISIGenerate.ui`` by name.
         notify: Shows a line to the user.
-        onSample: Called with the volume node of each image as it comes, and whether it is the first of its run.
+        onSample: Called with the volume and the segmentation node of each image as it comes.
         onBundleWanted: Called with the name of the bundle that parameters from a scene ask for.
     """
 
@@ -37,7 +37,7 @@ class GenerateSection:
         logic: Any,
         ui: Any,
         notify: Callable[[str], None],
-        onSample: Callable[[Any, bool], None],
+        onSample: Callable[[Any, Any], None],
         onBundleWanted: Callable[[str], None],
     ) -> None:
         self._logic, self._ui, self._notify = logic, ui, notify
@@ -46,7 +46,6 @@ class GenerateSection:
         self._bundle = self._described = ""
         self._restored: GenerateParameters | None = None
         self._isShowing = False
-        self._isFirst = True
         self._proposedReference = ""  # id of the volume that a segmentation was drawn on, where the user left it
         self._notes: list[str] = []
         self.anatomies = AnatomyPicker(ui, self._onChanged)
@@ -164,11 +163,11 @@ class GenerateSection:
             self._notify(_("An image is being made already. Wait for it, or cancel it first."))
             return
         self.run.start(count)
-        self._notes, self._isFirst = [], True
+        self._notes = []
         begin(
             onDone=lambda _nodes: self._ended(),
             onProgress=self.run.show,
-            onSample=self._onImage,
+            onSample=self._onSample,
             onNote=self._onNote,
             onFailed=self._onFailed,
             onCancelled=self._ended,
@@ -183,10 +182,6 @@ class GenerateSection:
         self._logic.parameterNode.set(parameters)
         self._notify("")
         self.start(lambda **callbacks: self._logic.generateFromParameters(parameters, **callbacks), parameters.count)
-
-    def _onImage(self, volumeNode: Any, _segmentationNode: Any) -> None:
-        self._onSample(volumeNode, self._isFirst)
-        self._isFirst = False
 
     def _onNote(self, note: str) -> None:
         self._notes.append(note)

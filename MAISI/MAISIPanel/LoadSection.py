@@ -19,7 +19,7 @@ class LoadSection:
         ui: Widgets of ``MAISILoad.ui`` by name.
         notify: Shows a line to the user.
         dialogs: Asks for files and folders.
-        onSample: Called with the volume node of each image as it comes, and whether it is the first.
+        onSample: Called with the volume and the segmentation node of each image as it comes.
     """
 
     def __init__(
@@ -28,11 +28,10 @@ class LoadSection:
         ui: Any,
         notify: Callable[[str], None],
         dialogs: Any,
-        onSample: Callable[[Any, bool], None],
+        onSample: Callable[[Any, Any], None],
     ) -> None:
         self._logic, self._ui, self._notify, self._dialogs, self._onSample = logic, ui, notify, dialogs, onSample
         self._isLoading = False
-        self._isFirst = True
         self._notes: list[str] = []
         ui.loadResultButton.connect("clicked()", self._onLoadResult)
         ui.loadPairButton.connect("clicked()", self._onLoadPair)
@@ -67,22 +66,18 @@ class LoadSection:
         self._load(Path(image), Path(mask) if mask else None)
 
     def _load(self, path: Path, labelmap: Path | None) -> None:
-        self._isLoading, self._notes, self._isFirst = True, [], True
+        self._isLoading, self._notes = True, []
         self.refresh()
         self._notify(_("Loading {0}…").format(path.name))
         self._logic.loadAsync(
             path,
             labelmap,
             onDone=lambda _nodes: self._ended(""),
-            onSample=self._onLoaded,
+            onSample=self._onSample,
             onNote=self._notes.append,
             onFailed=lambda message, _kind: self._ended(message),
             onCancelled=lambda: self._ended(""),
         )
-
-    def _onLoaded(self, volumeNode: Any, _segmentationNode: Any) -> None:
-        self._onSample(volumeNode, self._isFirst)
-        self._isFirst = False
 
     def _ended(self, message: str) -> None:
         self._isLoading = False

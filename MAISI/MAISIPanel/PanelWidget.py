@@ -131,9 +131,9 @@ class PanelWidget:
     def _isBusy(self) -> bool:
         return self.logic.isGenerating or self.model.isBusy
 
-    def _onSample(self, volumeNode: Any, isFirst: bool) -> None:
+    def _onSample(self, volumeNode: Any, _segmentationNode: Any) -> None:
         self.ui.resultsButton.collapsed = False
-        self.results.added(volumeNode, isFirst)
+        self.results.added(volumeNode)
 
     def _onCrash(self, message: str) -> None:
         self.message.show(message, _("Start engine again"), self.refreshEngine)

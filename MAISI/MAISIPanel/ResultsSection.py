@@ -78,13 +78,11 @@ class ResultsSection:
         table.minimumHeight = table.maximumHeight = header + rows * table.verticalHeader().defaultSectionSize + 4
         self._select(chosen)
 
-    def added(self, volumeNode: Any, isFirst: bool) -> None:
-        """A result has come into the scene: it is listed and selected, and the first one of a run is shown."""
+    def added(self, volumeNode: Any) -> None:
+        """A result has come into the scene: it is listed and selected."""
         self.refresh()
         self._ui.resultsTable.clearSelection()
         self._select({volumeNode.GetID()})
-        if isFirst:
-            self._onShow()
 
     def onSceneClosed(self) -> None:
         """The results are gone with the scene."""
