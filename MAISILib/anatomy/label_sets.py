@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from MAISILib.anatomy.labels import CODE_COLUMNS, Code, LabelTable, default_table
+from MAISILib.anatomy.labels import CODE_COLUMNS, Code, LabelTable, default_table, plain_name
 from MAISILib.anatomy.synonyms import find_synonym
 from MAISILib.errors import FileFormatError, RequestError, did_you_mean
+from MAISILib.files.segmentations import terminology_codes
 from MAISILib.resources import resource
 
 #: What a user writes → table and title.
@@ -29,8 +30,6 @@ LABEL_SETS = {
 IGNORE = "ignore"
 #: Other headings of the columns of a user's list.
 _HEADINGS = {"value": "number", "id": "number", "index": "number", "structure": "name", "segment": "name"}
-#: SNOMED CT "Tissue": Slicer gives it to every segment that nobody has named yet.
-_UNSPECIFIED = "85756007"
 
 Codes = tuple[str, ...]
 
@@ -72,13 +71,13 @@ class LabelSet:
         self.title = title
         self.structures = tuple(structures)
         self.by_number = {s.number: s for s in self.structures if s.number is not None}
-        self.by_name = {_plain(s.name): s for s in self.structures if s.name}
+        self.by_name = {plain_name(s.name): s for s in self.structures if s.name}
         codes = [s.codes for s in self.structures]
         self.by_codes = {s.codes: s for s in self.structures if s.codes and codes.count(s.codes) == 1}
 
     def named(self, name: str) -> Structure | None:
         """The structure of this name (upper and lower case alike, ``_`` as a space)."""
-        return self.by_name.get(_plain(name))
+        return self.by_name.get(plain_name(name))
 
 
 @cache
@@ -113,11 +112,7 @@ def label_set(name: str) -> LabelSet:
 
 def code_values(terminology: str) -> Codes:
     """The five code values of a Slicer terminology string, without scheme and meaning; empty where it says nothing."""
-    fields = terminology.split("~")
-    if len(fields) != 7:
-        return ()
-    values = tuple([*field.split("^"), ""][1] for field in (*fields[1:4], *fields[5:7]))
-    return () if values[1] in ("", _UNSPECIFIED) else values
+    return tuple(code.rpartition("^")[2] for code in terminology_codes(terminology))
 
 
 def read_label_set(path: Path, table: LabelTable) -> LabelSet:
@@ -145,7 +140,7 @@ def read_label_set(path: Path, table: LabelTable) -> LabelSet:
             raise FileFormatError(f"{where}: {number!r} is no number from 0 to 65535.")
         if not number and not name:
             raise FileFormatError(f"{where} has neither a number nor a name. Fill in one of them.")
-        for cell in (number and f"number {int(number)}", name and f"name {_plain(name)!r}"):
+        for cell in (number and f"number {int(number)}", name and f"name {plain_name(name)!r}"):
             if cell in seen:
                 raise FileFormatError(f"{where}: the {cell} is in row {seen[cell]} already. Keep one of the two.")
             if cell:
@@ -180,7 +175,3 @@ def _columns_and_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]
         if columns.count(column) > 1:
             raise FileFormatError(f"{path}: several columns are the {column} ({', '.join(heading)}). Keep one of them.")
     return columns, rows
-
-
-def _plain(name: str) -> str:
-    return " ".join(name.replace("_", " ").casefold().split())

@@ -136,9 +136,9 @@ class LabelTable:
                 raise ValueError(f"label {label.value} is outside 1–255")
             if label.value in by_value:
                 raise ValueError(f"label {label.value} occurs twice")
-            if _plain(label.name) in self._by_name:
+            if plain_name(label.name) in self._by_name:
                 raise ValueError(f"the name {label.name!r} occurs twice")
-            by_value[label.value] = self._by_name[_plain(label.name)] = label
+            by_value[label.value] = self._by_name[plain_name(label.name)] = label
         for label in by_value.values():
             if label.host is not None and label.host not in by_value:
                 raise ValueError(f"label {label.value} ({label.name}) has host {label.host}, which is not in the table")
@@ -190,7 +190,7 @@ class LabelTable:
             RequestError: There is none; the message lists the nearest names.
         """
         text = str(name_or_value)
-        label = self._by_name.get(_plain(text))
+        label = self._by_name.get(plain_name(text))
         if label is None and text.strip().isdecimal():
             label = self._by_value.get(int(text))
         if label is None:
@@ -250,7 +250,8 @@ def default_table() -> LabelTable:
     return LabelTable.read(resource("labels.csv"))
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A name as names are compared: in lower case, ``_`` as a space, single spaces."""
     return " ".join(name.replace("_", " ").casefold().split())
 
 

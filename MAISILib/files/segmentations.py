@@ -181,9 +181,9 @@ def find_label(segment: Segment, table: LabelTable) -> tuple[int, Literal["tag",
     """The label value of a segment and what told it: its `LABEL_TAG`, else its terminology, else its name."""
     if segment.tag.strip().isdigit() and int(segment.tag) in table:
         return int(segment.tag), "tag"
-    codes = _codes(segment.terminology)
+    codes = terminology_codes(segment.terminology)
     if codes:
-        matches = [label.value for label in table if _codes(label.terminology()) == codes]
+        matches = [label.value for label in table if terminology_codes(label.terminology()) == codes]
         if len(matches) == 1:
             return matches[0], "code"
     try:
@@ -208,11 +208,14 @@ def _tags(text: str) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def _codes(terminology: str) -> tuple[str, ...]:
+def terminology_codes(terminology: str) -> tuple[str, ...]:
     """Category, type, type modifier, region and region modifier as ``scheme^code``; empty where they say nothing.
 
     Names of contexts and meanings are left out: they differ between lists and languages. "Tissue" says nothing,
     although it is the body's code: Slicer gives it to every segment that nobody has named yet.
+
+    Args:
+        terminology: A Slicer terminology string of seven ``~`` fields; any other text says nothing.
     """
     fields = terminology.split("~")
     if len(fields) != 7:
