@@ -81,11 +81,6 @@ class MAISIWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """The user opens the module."""
         self.panel.enter()
 
-    def exit(self) -> None:
-        """The user leaves the module; runs go on. Slicer may say so after `cleanup` when it quits."""
-        if self.panel is not None:
-            self.panel.exit()
-
     def cleanup(self) -> None:
         """The panel is taken down. The engine belongs to the logic, which ends it when Slicer quits."""
         self.removeObservers()

@@ -48,9 +48,6 @@ class LoadSection:
         self._ui.loadResultButton.enabled = not self._isLoading
         self._ui.loadPairButton.enabled = bool(self._ui.imageFileEdit.text.strip()) and not self._isLoading
 
-    def onSceneClosed(self) -> None:
-        """File names stay as they are."""
-
     def _onBrowse(self, edit: Any, title: str) -> None:
         chosen = self._dialogs.file(title, _FILTERS)
         if chosen:

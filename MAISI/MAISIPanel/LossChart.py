@@ -59,11 +59,6 @@ class LossChart:
         return changed
 
     @property
-    def isEmpty(self) -> bool:
-        """Whether no loss has come yet."""
-        return not any(self._points.values())
-
-    @property
     def chartNode(self) -> Any:
         """The vtkMRMLPlotChartNode; None before the first loss, or where it was deleted."""
         return self._find("chart")

@@ -62,9 +62,6 @@ class ModelSection:
         elif self._bundles:
             self.refresh()  # it may have come since
 
-    def onSceneClosed(self) -> None:
-        """The list of bundles does not depend on the scene."""
-
     def _onBundles(self, data: dict[str, Any]) -> None:
         combo, before = self._ui.bundleComboBox, str(self._ui.bundleComboBox.currentData or "")
         self._bundles = {bundle["name"]: bundle for bundle in data["bundles"]}

@@ -70,9 +70,6 @@ class PanelWidget:
         self.results.refresh()
         self.fineTune.refresh()
 
-    def exit(self) -> None:
-        """The user looks at another module; runs go on."""
-
     def cleanup(self) -> None:
         """The panel is taken down."""
         self.logic.client.onCrash = None
@@ -90,8 +87,8 @@ class PanelWidget:
             self.message.show(_("The engine is not installed yet. Section Setup says what is missing and installs it."))
 
     def onSceneClosed(self) -> None:
-        """The scene is empty."""
-        for section in (self.model, self.generate, self.results, self.load, self.fineTune, self.setup):
+        """The scene is empty; models, file names and the computer do not depend on it."""
+        for section in (self.generate, self.results, self.fineTune):
             section.onSceneClosed()
 
     def onSceneImported(self) -> None:

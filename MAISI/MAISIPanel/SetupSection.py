@@ -86,9 +86,6 @@ class SetupSection:
 
         self._logic.client.send("preflight", {}, onResult=answered, onFailed=failed)
 
-    def onSceneClosed(self) -> None:
-        """The computer does not depend on the scene."""
-
     def report(self) -> str:
         """The checks and the end of the engine's log as plain text."""
         command = engineCommand(externalPython())

@@ -1,4 +1,4 @@
-"""How the panel writes durations, sizes and the names of bundles' states."""
+"""How the panel writes durations, sizes and what is wrong."""
 
 from __future__ import annotations
 
