@@ -7,7 +7,7 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
-from MAISIPanel.TrainingWish import DURATIONS
+from MAISILib.training.durations import DURATIONS
 from MAISIPanel.Wording import durationText
 
 
@@ -24,7 +24,7 @@ class DurationBox:
         self._asked = 0
         for duration in DURATIONS:
             combo.addItem(_WORDS[duration], duration)
-        combo.setCurrentIndex(DURATIONS.index(chosen))
+        combo.setCurrentIndex(combo.findData(chosen))
 
     def estimate(self, client: Any, bundle: str, cases: int, onFailed: Callable[[str, str], None]) -> None:
         """Asks the engine how long each duration takes for so many cases; without an answer the words stay.
@@ -36,19 +36,19 @@ class DurationBox:
             onFailed: Called with a message and its kind where the bundle cannot be fine-tuned at all.
         """
         self._asked += 1
-        for index, duration in enumerate(DURATIONS):
+        for duration in DURATIONS:
             client.send(
                 "finetune_estimate",
                 {"bundle": bundle, "cases": cases, "duration": duration},
-                onResult=lambda data, index=index, asked=self._asked: self._show(data, index, asked),
+                onResult=lambda data, duration=duration, asked=self._asked: self._show(data, duration, asked),
                 onFailed=onFailed,
             )
 
-    def _show(self, data: dict[str, Any], index: int, asked: int) -> None:
+    def _show(self, data: dict[str, Any], duration: str, asked: int) -> None:
         if asked == self._asked:
             words = _("{0}: {1} steps, about {2}")
-            text = words.format(_WORDS[DURATIONS[index]], data["steps"], durationText(data["seconds"]))
-            self._combo.setItemText(index, text)
+            text = words.format(_WORDS[duration], data["steps"], durationText(data["seconds"]))
+            self._combo.setItemText(self._combo.findData(duration), text)
 
 
 _WORDS = {"quick": _("Quick"), "normal": _("Normal"), "long": _("Long")}

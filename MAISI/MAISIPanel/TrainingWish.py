@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from MAISILib.errors import RequestError
+from MAISILib.training.durations import steps_of
 
 #: What the engine reads as "leave this segment out".
 IGNORE = "ignore"
-DURATIONS = ("quick", "normal", "long")
 #: As bundles may be called: they are folders on every operating system.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -29,7 +29,7 @@ class TrainingWish:
             colon.
         focus: Labels that it is about; empty for the new ones.
         edits: Segment → label, or ``"ignore"``, where the user decides otherwise than the engine proposes.
-        duration: ``"quick"``, ``"normal"`` or ``"long"``.
+        duration: ``"quick"``, ``"normal"`` or ``"long"``, see `MAISILib.training.durations`.
         steps: Training steps, in place of ``duration``.
         device: As for ``maisi finetune``.
 
@@ -59,19 +59,18 @@ class TrainingWish:
             return False, "Say what is to be learned: a new label, or a label of the model as focus."
         if not _NAME.fullmatch(self.name):
             return False, "Name the new model: letters, digits, '.', '_' and '-', for example head-neck-lesion."
-        if self.steps is None and self.duration not in DURATIONS:
-            return False, f"Unknown duration '{self.duration}'. Choose one of: {', '.join(DURATIONS)}."
-        if self.steps is not None and self.steps < 1:
-            return False, f"{self.steps} training steps are not possible. Give 1 or more."
+        try:
+            steps_of(self.duration, self.steps)
+        except RequestError as error:
+            return False, str(error)
         return True, ""
 
-    def arguments(self, cases: Path, out: Path, *, resume: bool = False) -> list[str]:
+    def arguments(self, cases: Path, out: Path) -> list[str]:
         """The arguments for ``python -m MAISILib``.
 
         Args:
             cases: The list of cases.
             out: Folder of the new bundle.
-            resume: Go on with a training that was broken off.
         """
         # "=" binds values that begin with a dash to their option.
         arguments = ["finetune", f"--cases={cases}", f"--out={out}", f"--bundle={self.bundle}"]
@@ -79,7 +78,7 @@ class TrainingWish:
         arguments += [f"--focus={label}" for label in self.focus]
         arguments += [f"--map={segment}={label}" for segment, label in self.edits.items()]
         arguments.append(f"--duration={self.duration}" if self.steps is None else f"--steps={self.steps}")
-        return [*arguments, f"--device={self.device}", *(["--resume"] if resume else [])]
+        return [*arguments, f"--device={self.device}"]
 
     def toDict(self) -> dict[str, Any]:
         """As plain data."""
