@@ -83,12 +83,10 @@ class GenerateParameters:
                 return False, f"The size of {name} is 0 to 1, or −1 for absent, not {percentile:g}."
         return True, ""
 
-    def toRequest(self, maskFile: str | None = None, maskCt: str | None = None) -> dict[str, Any]:
+    def toRequest(self) -> dict[str, Any]:
         """The fields of the engine's ``GenerateRequest``, without those that are left to the bundle.
 
-        Args:
-            maskFile: Where the segmentation was written, for source ``file``.
-            maskCt: Where a CT of the same patient was written, which shows where the body is.
+        For source ``file`` those that say where the segmentation was written are added by `MAISIPanel.MaskFiles`.
         """
         isLibrary, isGenerated = self.maskSource == "library", self.maskSource == "generated"
         request: dict[str, Any] = {
@@ -101,8 +99,6 @@ class GenerateParameters:
             "spacing": list(self.spacing) if self.spacing else None,
             "steps": self.steps,
             "solver": self.solver,
-            "mask_file": maskFile,
-            "mask_ct": maskCt,
         }
         request = {name: value for name, value in request.items() if value not in (None, "", [], {})}
         return {**request, "guidance_scale": self.guidance, "seed": self.seed, "count": self.count}

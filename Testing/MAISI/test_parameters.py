@@ -64,8 +64,8 @@ def test_settings_of_another_source_do_not_contradict_the_chosen_one(source: str
         maskSource=source, anatomies=["liver"], controllableSizes={"liver": 0.5}, segmentationNodeID="vtkMRML…1"
     )
     assert chosen.isValid() == (True, "")
-    isFile = source == "file"
-    request = GenerateRequest(**chosen.toRequest(maskFile=str(tmp_path / "mask.nrrd") if isFile else None))
+    written = {"mask_file": str(tmp_path / "mask.nrrd")} if source == "file" else {}
+    request = GenerateRequest(**chosen.toRequest(), **written)
     assert request.mask == source
 
 
