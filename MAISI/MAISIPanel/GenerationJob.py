@@ -16,7 +16,7 @@ from MAISILib import errors
 from MAISILib.errors import MaisiError
 from MAISIPanel.MaskFiles import isThere, labelTable, temporaryFolder, writeMask
 from MAISIPanel.Results import ResultEntry, ResultList
-from MAISIPanel.WorkerClient import Event, Later, WorkerClient
+from MAISIPanel.WorkerClient import Event, Later, WorkerClient, tell
 
 
 @dataclass
@@ -117,7 +117,7 @@ class GenerationJob:
             for steps in find_results(path):
                 self._arrived(partial(steps, self._scene, table=table))
 
-        if getattr(self._client, "ready", None) is not None:
+        if self._client.ready is not None:
             # Only the engine knows where the bundles of this computer are.
             self._ask("bundles", {}, lambda data: self._try(lambda: begin(labelTable(bundle, data))))
         else:
@@ -189,7 +189,7 @@ class GenerationJob:
             "generate",
             fields,
             lambda data: self._finishWhenShown(),
-            onProgress=lambda event: self._call(self._callbacks.onProgress, event),
+            onProgress=lambda event: tell(self._callbacks.onProgress, event),
             onSample=lambda event: self._sampleCame(event, suffix),
         )
 
@@ -246,7 +246,7 @@ class GenerationJob:
         if not self.nodes:
             self._results.show(entry)
         self.nodes.append((shown.volume, shown.segmentation))
-        self._call(self._callbacks.onSample, shown.volume, shown.segmentation)
+        tell(self._callbacks.onSample, shown.volume, shown.segmentation)
 
     def _notShown(self, error: MaisiError) -> None:
         """A sample that cannot be read is not lost: its folder stays, and the message says where."""
@@ -284,12 +284,12 @@ class GenerationJob:
         self._stopObserving()
         self._removeFolder()
         if self.error is not None:
-            self._call(self._callbacks.onFailed, str(self.error), self._kind)
+            tell(self._callbacks.onFailed, str(self.error), self._kind)
         elif self._isCancelled:
             self.error = errors.Cancelled("Cancelled.")
-            self._call(self._callbacks.onCancelled)
+            tell(self._callbacks.onCancelled)
         else:
-            self._call(self._callbacks.onDone, self.nodes)
+            tell(self._callbacks.onDone, self.nodes)
 
     def _observe(self) -> None:
         if self._observer is None:
@@ -311,20 +311,11 @@ class GenerationJob:
         for note in notes:
             if note not in self.notes:
                 self.notes.append(note)
-                self._call(self._callbacks.onNote, note)
+                tell(self._callbacks.onNote, note)
 
     def _progress(self, stage: str, message: str) -> None:
         event = {"event": "progress", "stage": stage, "done": 0, "total": 0, "message": message}
-        self._call(self._callbacks.onProgress, event)
-
-    def _call(self, callback: Callable[..., Any] | None, *arguments: Any) -> None:
-        """A mistake in a callback must not keep the job from its end."""
-        if callback is None:
-            return
-        try:
-            callback(*arguments)
-        except Exception:
-            logging.exception("MAISI: a callback failed")
+        tell(self._callbacks.onProgress, event)
 
 
 def _asOurs(error: Exception, what: str) -> MaisiError:

@@ -95,7 +95,7 @@ class SetupSection:
             lines.append(f"[{check['state']}] {check['name']}: {check['found']}")
             if check["advice"]:
                 lines.append(f"    {check['advice']}")
-        log = list(getattr(self._logic.client, "lastLines", ()))
+        log = self._logic.client.lastLines
         return "\n".join([*lines, "", "Last lines of the engine:", *(log or ["(none)"])]) + "\n"
 
     def _checks(self) -> list[Check]:

@@ -217,15 +217,15 @@ class WorkerClient:
         message = f"{reason}\n{tail}" if tail else f"{reason} It left no message."
         self._process, self.ready = None, None
         self._endAll(message)
-        self._call(self.onCrash, message)
+        tell(self.onCrash, message)
 
     def _endAll(self, message: str) -> None:
         requests, self._open = list(self._open.values()), {}
         for request in requests:
             if request.isCancelled:
-                self._call(request.onCancelled)
+                tell(request.onCancelled)
             else:
-                self._call(request.onFailed, message, CRASH)
+                tell(request.onFailed, message, CRASH)
 
     # ------------------------------------------------------------------ what it says
 
@@ -256,18 +256,18 @@ class WorkerClient:
         if request is None:
             return
         if name == "progress":
-            self._call(request.onProgress, event)
+            tell(request.onProgress, event)
         elif name == "sample":
-            self._call(request.onSample, event)
+            tell(request.onSample, event)
         elif name in ("result", "failed", "cancelled"):
             del self._open[requestId]
             if name == "result":
                 data = event.get("data")
-                self._call(request.onResult, data if isinstance(data, dict) else {})
+                tell(request.onResult, data if isinstance(data, dict) else {})
             elif name == "failed":
-                self._call(request.onFailed, str(event.get("error")), str(event.get("kind", "MaisiError")))
+                tell(request.onFailed, str(event.get("error")), str(event.get("kind", "MaisiError")))
             else:
-                self._call(request.onCancelled)
+                tell(request.onCancelled)
 
     def _remember(self, line: str) -> None:
         line = line.rstrip()
@@ -276,14 +276,15 @@ class WorkerClient:
         if line:
             self._log.append(line)
 
-    def _call(self, callback: Callable[..., Any] | None, *arguments: Any) -> None:
-        """A mistake in one callback must not keep the others from their news."""
-        if callback is None:
-            return
-        try:
-            callback(*arguments)
-        except Exception:
-            logging.exception("MAISI: a callback failed")
+
+def tell(callback: Callable[..., Any] | None, *arguments: Any) -> None:
+    """Calls a callback, if there is one. A mistake in it is logged: it must not keep others from their news."""
+    if callback is None:
+        return
+    try:
+        callback(*arguments)
+    except Exception:
+        logging.exception("MAISI: a callback failed")
 
 
 class _Lines:
