@@ -80,7 +80,7 @@ class MAISILogic:
         self._plannedMask = PlannedMask()
         self._trainingJobs: Any = None
         self.parameterNode = ParameterNode(scene)
-        self.results = ResultList(scene, self.replayAsync)
+        self.results = ResultList(scene)
         application: Any = getattr(sys.modules.get("slicer"), "app", None)
         if hasattr(application, "connect"):
             application.connect("aboutToQuit()", self.shutdown)

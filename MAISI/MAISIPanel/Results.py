@@ -5,13 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from MAISILib.errors import FileFormatError, MaskError
+from MAISILib.files.atomic import atomic_folder, write_text
+from MAISILib.scene import grid_of, read_mask
+from MAISILib.scene.charts import show_hu_chart
+from MAISILib.scene.geometry import array_of
+from MAISILib.scene.label_tables import table_of_result
+from MAISILib.scene.nodes import DIGEST_ATTRIBUTE, MASK_REFERENCE, PROVENANCE_ATTRIBUTE, mask_digest
+from MAISILib.scene.results import remove_result
+from MAISILib.scene.storage import write_volume_file
+from MAISILib.volumes import Grid
 
 #: On the volume node of each result. Nodes keep everything, so that a saved scene brings the results back.
 _RESULT = "MAISI.Result"
@@ -39,7 +48,7 @@ class ResultEntry:
     @property
     def segmentationNode(self) -> Any:
         """Its segmentation node; None where it has none, or it was deleted."""
-        return self.volumeNode.GetNodeReference("MAISI.Mask")
+        return self.volumeNode.GetNodeReference(MASK_REFERENCE)
 
     @property
     def name(self) -> str:
@@ -47,17 +56,15 @@ class ResultEntry:
         return self.volumeNode.GetName()
 
     @property
-    def grid(self) -> Any:
-        """Where its voxels lie, as a `MAISILib.volumes.Grid`."""
-        from MAISILib.scene import grid_of
-
+    def grid(self) -> Grid:
+        """Where its voxels lie, in RAS+ mm before any parent transform."""
         return grid_of(self.volumeNode)
 
     @property
     def provenance(self) -> dict[str, Any]:
         """How it was made; empty for loaded images without it."""
         try:
-            provenance = json.loads(self.volumeNode.GetAttribute("MAISI.Provenance") or "{}")
+            provenance = json.loads(self.volumeNode.GetAttribute(PROVENANCE_ATTRIBUTE) or "{}")
         except ValueError:
             return {}
         return provenance if isinstance(provenance, dict) else {}
@@ -120,8 +127,6 @@ class ResultEntry:
             MaskError: Its segmentation was deleted or edited.
             OutputError: The files cannot be written.
         """
-        from MAISILib.files.atomic import write_text
-
         provenance = self.provenance
         if not self.bundle:
             raise FileFormatError(
@@ -136,9 +141,6 @@ class ResultEntry:
         return path
 
     def _writeMask(self, path: Path) -> dict[str, Any]:
-        from MAISILib.scene.nodes import DIGEST_ATTRIBUTE, mask_digest
-        from MAISILib.scene.storage import write_volume_file
-
         if self.segmentationNode is None:
             raise MaskError(f"The segmentation of '{self.name}' was deleted; it is needed to replay the image.")
         mask, _ = self._mask()
@@ -152,9 +154,6 @@ class ResultEntry:
 
     def _mask(self) -> tuple[Any, Any]:
         """Its label map on its own grid, and the label table."""
-        from MAISILib.scene import read_mask
-        from MAISILib.scene.label_tables import table_of_result
-
         table = table_of_result(None, self.provenance)
         return read_mask(self.segmentationNode, table, self.volumeNode), table
 
@@ -171,12 +170,8 @@ class ResultEntry:
             OutputError: The folder cannot be written.
             MaskError: A segment that was added has no label.
         """
-        from MAISILib.files.atomic import atomic_folder, write_text
-        from MAISILib.scene.geometry import array_of, grid_of
-        from MAISILib.scene.storage import write_volume_file
-
         with atomic_folder(folder, replaces="image.nii.gz") as staging:
-            affine = grid_of(self.volumeNode).affine
+            affine = self.grid.affine
             write_volume_file(array_of(self.volumeNode.GetImageData()), affine, staging / "image.nii.gz")
             if self.segmentationNode is not None:
                 mask, table = self._mask()
@@ -193,11 +188,10 @@ class ResultList:
 
     Args:
         scene: A vtkMRMLScene.
-        replay: Makes the image of a volume node again; callbacks as for `MAISILogic.generateAsync`.
     """
 
-    def __init__(self, scene: Any, replay: Callable[..., Any]) -> None:
-        self.scene, self._replay = scene, replay
+    def __init__(self, scene: Any) -> None:
+        self.scene = scene
 
     @property
     def entries(self) -> list[ResultEntry]:
@@ -206,10 +200,6 @@ class ResultList:
         nodes.UnRegister(None)
         each = (nodes.GetItemAsObject(number) for number in range(nodes.GetNumberOfItems()))
         return [ResultEntry(node) for node in each if node.GetAttribute(_RESULT)]
-
-    def entry(self, volumeNode: Any) -> ResultEntry | None:
-        """The result of a volume node; None where it is none."""
-        return ResultEntry(volumeNode) if volumeNode is not None and volumeNode.GetAttribute(_RESULT) else None
 
     def show(self, entry: ResultEntry) -> None:
         """Shows a result in the slice views, and hides the segmentations of the others."""
@@ -252,10 +242,6 @@ class ResultList:
         self._turnAlike(*_SIDES)
         return _difference(one, other)
 
-    def replay(self, entry: ResultEntry, **callbacks: Any) -> Any:
-        """Makes a result again; arguments and return value as for `MAISILogic.replayAsync`."""
-        return self._replay(entry.volumeNode, **callbacks)
-
     def save(self, entry: ResultEntry, folder: str | Path) -> list[Path]:
         """Writes a result as a folder; see `ResultEntry.save`."""
         return entry.save(Path(folder))
@@ -277,14 +263,10 @@ class ResultList:
 
     def makeChart(self, entry: ResultEntry) -> Any:
         """`chart` without showing it."""
-        from MAISILib.scene.charts import show_hu_chart
-
         return show_hu_chart(self.scene, entry.volumeNode, entry.segmentationNode).chart
 
     def delete(self, entry: ResultEntry) -> None:
         """Removes a result from the scene, with its segmentation, table, chart and folder."""
-        from MAISILib.scene.results import remove_result
-
         remove_result(self.scene, entry.volumeNode)
 
     def _turnAlike(self, left: str, right: str) -> None:
@@ -311,9 +293,7 @@ def _fitSlices() -> None:
 
 
 def _difference(one: ResultEntry, other: ResultEntry) -> str:
-    from MAISILib.scene.geometry import array_of, grid_of
-
-    if not grid_of(one.volumeNode).same_as(grid_of(other.volumeNode)):
+    if not one.grid.same_as(other.grid):
         return "The images have different grids."
     arrays = [array_of(each.volumeNode.GetImageData()) for each in (one, other)]
     differing = int(np.count_nonzero(arrays[0] != arrays[1]))

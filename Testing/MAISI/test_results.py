@@ -27,10 +27,7 @@ def results(scene: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(ROOT / "MAISI"))
     from MAISIPanel.Results import ResultList
 
-    replayed: list[Any] = []
-    listed: Any = ResultList(scene, lambda node, **callbacks: replayed.append((node, callbacks)))
-    listed.replayed = replayed
-    return listed
+    return ResultList(scene)
 
 
 @pytest.fixture
@@ -63,8 +60,6 @@ def backgrounds() -> list[str]:
 def test_an_entry_says_what_the_table_shows(results: Any, add: Any) -> None:
     entry = add(seed=3)
     assert results.entries == [entry]
-    assert results.entry(entry.volumeNode) == entry
-    assert results.entry(None) is None
     assert (entry.name, entry.seed, entry.bundle) == ("head-neck-mini seed 3", 3, "head-neck-mini")
     assert (entry.passed, entry.seconds) == (False, 5.75)
     assert entry.notes == ["The grid is oblique."]
@@ -157,12 +152,6 @@ def test_a_new_segment_without_a_label_is_named_when_saving(results: Any, add: A
     with pytest.raises(MaskError, match=r"Tumor\?"):
         results.save(entry, tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
-
-
-def test_a_replay_goes_to_the_logic(results: Any, add: Any) -> None:
-    entry = add()
-    results.replay(entry, onDone=print)
-    assert results.replayed == [(entry.volumeNode, {"onDone": print})]
 
 
 def test_deleting_leaves_nothing_of_a_result(results: Any, add: Any) -> None:
