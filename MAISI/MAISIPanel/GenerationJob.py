@@ -14,6 +14,8 @@ from typing import Any
 
 from MAISILib import errors
 from MAISILib.errors import MaisiError
+from MAISILib.scene.label_tables import table_of_result
+from MAISILib.scene.results import find_results, pair_steps, result_steps
 from MAISIPanel.MaskFiles import isThere, labelTable, temporaryFolder, writeMask
 from MAISIPanel.Results import ResultEntry, ResultList
 from MAISIPanel.WorkerClient import Event, Later, WorkerClient, tell
@@ -107,8 +109,6 @@ class GenerationJob:
 
     def load(self, path: Path, labelmap: Path | None, bundle: str) -> None:
         """Puts earlier results, or an image with its label map, into the scene."""
-        from MAISILib.scene.label_tables import table_of_result
-        from MAISILib.scene.results import find_results, pair_steps
 
         def begin(table: Any) -> None:
             if labelmap is not None:
@@ -194,8 +194,6 @@ class GenerationJob:
         )
 
     def _sampleCame(self, event: Event, suffix: str) -> None:
-        from MAISILib.scene.results import result_steps
-
         if not self._isCancelled:
             folder = Path(str(event.get("folder")))
             self._arrived(partial(result_steps, self._scene, folder, title=self._title, suffix=suffix, grid=self._grid))

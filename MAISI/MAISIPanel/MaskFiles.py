@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from MAISILib.errors import BundleError, MaskError
+from MAISILib.files.atomic import output_error
+from MAISILib.scene.label_tables import table_of_bundle
+from MAISILib.scene.users_masks import write_users_mask
 
 
 def temporaryFolder() -> Path:
@@ -17,8 +20,6 @@ def temporaryFolder() -> Path:
     Raises:
         OutputError: It cannot be made.
     """
-    from MAISILib.files.atomic import output_error
-
     place = getattr(getattr(sys.modules.get("slicer"), "app", None), "temporaryPath", None)
     parent = Path(str(place)) if place and Path(str(place)).is_dir() else Path(tempfile.gettempdir())
     try:
@@ -42,8 +43,6 @@ def labelTable(bundle: str, listed: dict[str, Any]) -> Any:
     Raises:
         BundleError: It is not on this computer.
     """
-    from MAISILib.scene.label_tables import table_of_bundle
-
     folders = [each.get("folder") for each in listed.get("bundles", []) if each.get("name") == bundle]
     folder = folders[0] if folders else bundle if Path(bundle).is_dir() else None
     if not folder:
@@ -67,8 +66,6 @@ def writeMask(segmentation: Any, reference: Any, table: Any, folder: Path) -> tu
         MaskError: The segmentation was deleted, or cannot be used.
         OutputError: The files cannot be written.
     """
-    from MAISILib.scene.users_masks import write_users_mask
-
     if not isThere(segmentation):
         raise MaskError("The segmentation was deleted before the engine had it. Choose another one.")
     written = write_users_mask(segmentation, table, folder, reference if isThere(reference) else None)
