@@ -64,10 +64,11 @@ class ResultsSection:
         table.setRowCount(len(self._entries))
         self._items = []
         for row, entry in enumerate(self._entries):
+            verdict, hasFailed = entry.verdict, entry.passed is False  # once for the row: they read the provenance
             for column, text in enumerate(_cells(entry)):
                 item = qt.QTableWidgetItem(text)
-                item.setToolTip(entry.verdict)
-                if column == _QUALITY and entry.passed is False:
+                item.setToolTip(verdict)
+                if column == _QUALITY and hasFailed:
                     item.setForeground(qt.QBrush(qt.QColor(PROBLEM_COLOR)))
                 table.setItem(row, column, item)
                 self._items.append(item)
