@@ -13,7 +13,7 @@ from MAISILib.anatomy.label_guess import OWN, Guess, guess_numbers
 from MAISILib.anatomy.label_profiles import LabelProfiles, label_profiles
 from MAISILib.anatomy.labels import Label, LabelTable
 from MAISILib.anatomy.mask_pieces import Pieces, pieces_of, surroundings
-from MAISILib.anatomy.masks import REGIONS, regions_of
+from MAISILib.anatomy.masks import BodyRegions, regions_of
 from MAISILib.errors import MaskError
 from MAISILib.volumes import LabelMap
 
@@ -133,7 +133,6 @@ def examine(mask: LabelMap) -> MaskReport:
 
     profiles = label_profiles(mask.array)
     pieces = pieces_of(mask)
-    regions = regions_shown(mask)
     entries = tuple(_entry(value, mask, profiles, pieces) for value in profiles.present)
     used = {label.value for label in mask.table if not label.is_unused}
     report = MaskReport(
@@ -143,7 +142,7 @@ def examine(mask: LabelMap) -> MaskReport:
         spacing=mask.spacing,
         orientation="".join(map(str, aff2axcodes(mask.affine))),
         field_of_view=mask.grid.field_of_view,
-        regions=(regions[0], regions[-1]) if regions else (),
+        regions=tuple(_regions_shown(mask) or ()),
         labels=entries,
         free=tuple(value for value in range(1, 256) if value not in used),
     )
@@ -160,12 +159,12 @@ def examine(mask: LabelMap) -> MaskReport:
     return report.with_findings(*found)
 
 
-def regions_shown(mask: LabelMap) -> list[str]:
-    """The body regions of a mask from top to bottom, by the labels that its table knows."""
-    known = np.isin(np.arange(256), [label.value for label in mask.table])
-    strangers = mask.labels and not known[mask.labels].all()
+def _regions_shown(mask: LabelMap) -> BodyRegions | None:
+    """The body regions of a mask, by the labels that its table knows; ``None`` also where it is upside down."""
+    known = np.isin(np.arange(256), [0, *(label.value for label in mask.table)])
+    strangers = not known[mask.labels].all()
     found = regions_of(mask.with_array(np.where(known[mask.array], mask.array, 0)) if strangers else mask)
-    return [] if found is None else list(REGIONS[REGIONS.index(found.top) : REGIONS.index(found.bottom) + 1])
+    return found if found is not None and found.between() else None
 
 
 def _entry(value: int, mask: LabelMap, profiles: LabelProfiles, pieces: Pieces) -> LabelEntry:
@@ -208,8 +207,9 @@ def _about_body(mask: LabelMap, entries: tuple[LabelEntry, ...], profiles: Label
         return [Finding("warning", "body", text)]
     inside = mask.array == body
     found = [Finding("note", "body", f"Body (label {body}) is there.")]
-    outside = (mask.array != 0) & ~hulls_of_slices(inside, mask)
-    counts = np.bincount(mask.array[outside], minlength=256)
+    outside = mask.array != 0
+    outside[hulls_of_slices(inside, mask)] = False
+    counts = np.bincount(mask.array.T[outside.T], minlength=256)  # turned: files come in Fortran order
     names = [
         f"{e.name or e.value} ({counts[e.value] / e.voxels:.0%})"
         for e in entries

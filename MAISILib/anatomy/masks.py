@@ -24,6 +24,10 @@ class BodyRegions(NamedTuple):
     top: str
     bottom: str
 
+    def between(self) -> list[str]:
+        """All regions from top to bottom; empty where the mask is upside down."""
+        return list(REGIONS[REGIONS.index(self.top) : REGIONS.index(self.bottom) + 1])
+
 
 def region_name(word: str) -> str:
     """One of ``REGIONS`` for a word that a user may write (``"thorax"`` is the chest, ``"pelvis"`` the lower region).
@@ -46,7 +50,7 @@ def check_mask(mask: LabelMap, table: LabelTable) -> None:
         MaskError: The mask is empty, holds labels that are not in the table, or holds only place holders.
     """
     where = f"The mask {mask.source!r}" if mask.source else "The mask"
-    counts = np.bincount(mask.array.ravel(), minlength=256)
+    counts = mask.counts
     present = [int(value) for value in np.flatnonzero(counts) if value]
     if not present:
         raise MaskError(f"{where} is empty: all {mask.array.size} voxels are 0. Segment at least one structure.")
@@ -66,13 +70,6 @@ def check_mask(mask: LabelMap, table: LabelTable) -> None:
         )
 
 
-def label_volumes(mask: LabelMap) -> dict[int, float]:
-    """Volume in mL of every label in the mask, by ascending label, without background."""
-    voxel_ml = float(np.prod(mask.spacing)) / 1000.0
-    counts = np.bincount(mask.array.ravel(), minlength=256)
-    return {int(value): float(counts[value]) * voxel_ml for value in np.flatnonzero(counts) if value}
-
-
 def regions_of(mask: LabelMap) -> BodyRegions | None:
     """The body regions in which the mask begins and ends, seen along the patient's S axis.
 
@@ -84,7 +81,8 @@ def regions_of(mask: LabelMap) -> BodyRegions | None:
     """
     heights: dict[str, tuple[float, float]] = {}  # from top to bottom
     for region in REGIONS:
-        extent = _height(np.isin(mask.array, REGION_LABELS[region]), mask.affine[2])
+        # Turned: files come in Fortran order, in which isin takes many times as long.
+        extent = _height(np.isin(mask.array.T, REGION_LABELS[region]).T, mask.affine[2])
         if extent is not None:
             heights[region] = extent
     if not heights:

@@ -167,7 +167,8 @@ def _read_users_mask(bundle: Bundle, request: GenerateRequest, settings: Setting
     path = request.mask_file
     users = read_mask(path, bundle.labels)
     check_mask(users, bundle.labels)
-    missing = [bundle.labels[v].name for v in settings.labels if v not in users.labels]
+    present = users.labels
+    missing = [bundle.labels[v].name for v in settings.labels if v not in present]
     if missing:
         raise MaskError(f"{path} has no {', '.join(missing)}, which --anatomy asks for. Leave that out, or label it.")
     ct = read_image(request.mask_ct) if request.mask_ct else None

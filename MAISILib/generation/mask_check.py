@@ -10,8 +10,8 @@ import numpy as np
 from MAISILib.anatomy.envelope import MARGIN_MM, has_body
 from MAISILib.anatomy.grids import Box, content_box
 from MAISILib.anatomy.labels import LabelTable
-from MAISILib.anatomy.mask_report import Finding, MaskReport, examine, regions_shown
-from MAISILib.anatomy.masks import REGIONS
+from MAISILib.anatomy.mask_report import Finding, MaskReport, examine
+from MAISILib.anatomy.masks import REGIONS, BodyRegions
 from MAISILib.errors import MaisiError
 from MAISILib.generation.mask_grid import grid_for_mask
 from MAISILib.generation.settings import recommendation
@@ -52,13 +52,14 @@ def check_mask_for(mask: LabelMap, bundle: Bundle) -> MaskReport:
     if "controlnet" not in bundle.manifest.networks:
         text = f"Bundle {bundle.name!r} makes images without a mask only. Choose another bundle."
         report = report.with_findings(Finding("error", "bundle", text))
-    return report.with_findings(*_about_the_grid(mask, bundle)) if report.labels else report
+    regions = BodyRegions(*report.regions).between() if report.regions else []
+    return report.with_findings(*_about_the_grid(mask, bundle, regions)) if report.labels else report
 
 
-def _about_the_grid(mask: LabelMap, bundle: Bundle) -> list[Finding]:
+def _about_the_grid(mask: LabelMap, bundle: Bundle, regions: list[str]) -> list[Finding]:
     """What generating without a size and a spacing of the user's own will make of the mask's voxels."""
     manifest = bundle.manifest
-    regions, modality = regions_shown(mask), next(iter(manifest.modality))
+    modality = next(iter(manifest.modality))
     usual = recommendation(manifest, (), modality)
     keeps = manifest.mask_spacing == "keep"
     own = canonical_grid(mask.grid).spacing
