@@ -135,14 +135,6 @@ def check_same_run(old: dict[str, Any], new: dict[str, Any], folder: Path) -> No
         )
 
 
-def averaged_weights(folder: Path, network: str, name: str = "checkpoint.pt") -> dict[str, torch.Tensor]:
-    """The moving-average weights of a network from a run's checkpoint."""
-    averages = read_checkpoint(folder / name).averages
-    if network not in averages:
-        raise TrainingError(f"{folder / name} holds no {network}; it holds {', '.join(averages)}.")
-    return averages[network]
-
-
 def _shown(value: Any) -> str:
     if isinstance(value, list) and len(value) > 6:
         return f"{len(value)} entries"

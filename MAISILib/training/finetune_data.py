@@ -12,7 +12,7 @@ import numpy as np
 from MAISILib.anatomy.envelope import TISSUE_HU, add_body, has_body
 from MAISILib.anatomy.grids import Box, content_box
 from MAISILib.anatomy.labels import LabelTable
-from MAISILib.anatomy.masks import regions_of, remove_tumors
+from MAISILib.anatomy.masks import regions_of
 from MAISILib.errors import MaisiError, MaskError
 from MAISILib.files.images import read_image
 from MAISILib.generation.mask_grid import Size, Spacing, grid_for_mask, largest_size, own_spacing
@@ -40,14 +40,12 @@ class PreparedCase:
         name: The case's name.
         image: ``(X, Y, Z)``: CT in HU as int16, air outside the body; MR as float32 in its own units.
         mask: Labels of the extended table.
-        mask_free: The same mask with the focus labels replaced by their hosts.
         notes: What was done, one sentence each.
     """
 
     name: str
     image: Volume
     mask: LabelMap
-    mask_free: LabelMap
     notes: tuple[str, ...] = ()
 
 
@@ -110,19 +108,6 @@ def plan_preparation(
     if size is not None:
         bundle.manifest.limits.check_size(size, bundle.size_divisor)
     return Preparation(bundle, table, mapping, values, spacing, size)
-
-
-def prepare_cases(
-    preparation: Preparation,
-    cases: Sequence[Case],
-    *,
-    skip_bad: bool = False,
-    on_skip: Callable[[str], None] = lambda message: None,
-    on_progress: Callable[[int, int, str], None] = lambda done, total, name: None,
-) -> list[PreparedCase]:
-    """Makes training pairs of all cases; see :func:`prepared_one_by_one`."""
-    pairs = prepared_one_by_one(preparation, cases, skip_bad=skip_bad, on_skip=on_skip, on_progress=on_progress)
-    return list(pairs)
 
 
 def prepared_one_by_one(
@@ -198,8 +183,7 @@ def prepare_case(preparation: Preparation, case: Case) -> PreparedCase:
     step = " × ".join(f"{s:.4g}" for s in grid.spacing)
     _check_focus(preparation, [array], f" with voxels of {step} mm")
     notes.append(f"Sampled on {' × '.join(map(str, grid.shape))} voxels of {step} mm.")
-    free = remove_tumors(mask, preparation.focus or None)
-    return PreparedCase(case.name, _sampled(image, mask, intensity.low), mask, free, tuple(notes))
+    return PreparedCase(case.name, _sampled(image, mask, intensity.low), mask, tuple(notes))
 
 
 @dataclass(frozen=True)

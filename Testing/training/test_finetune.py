@@ -24,7 +24,7 @@ from MAISILib.errors import (
 from MAISILib.generation.progress import CancelToken
 from MAISILib.jobs.folder import Event, read_events, read_state
 from MAISILib.training import finetune as finetuning
-from MAISILib.training.checkpoint import averaged_weights
+from MAISILib.training.checkpoint import read_checkpoint
 from MAISILib.training.controlnet_task import ControlNetTask
 from MAISILib.training.finetune import FineTuned, finetune
 from MAISILib.training.finetune_request import FineTuning
@@ -285,7 +285,7 @@ def test_the_weights_that_validated_best_go_into_the_bundle(
     assert tuned.metrics["validation region_loss"] == 3.0
     folder = tmp_path / "out-training" / "controlnet"
     written = read_state_dict(tuned.bundle / "controlnet.safetensors", "safetensors")
-    best, last = (averaged_weights(folder, "controlnet", name) for name in ("best.pt", "checkpoint.pt"))
+    best, last = (read_checkpoint(folder / name).averages["controlnet"] for name in ("best.pt", "checkpoint.pt"))
     assert all(torch.equal(written[name], value.half()) for name, value in best.items())
     assert any(not torch.equal(written[name], value.half()) for name, value in last.items())
     assert any("stopping early" in event.message for event in events_of(tuned))
