@@ -76,8 +76,9 @@ class EffectOptions:
             if bundle:
                 fields = {"bundle": bundle}
                 self._logic.client.send("describe", fields, onResult=self._onDescribed, onFailed=self._onNotDescribed)
-        running = self._logic.trainingJobs.running()
-        if running and self._training is None:
+        if self._training is not None:
+            self._poll()  # it may have ended meanwhile
+        elif running := self._logic.trainingJobs.running():
             self._watch(running[0])
         self._timer.start()
         self._showState()
@@ -182,7 +183,7 @@ class EffectOptions:
         self.generateButton.text = _("Cancel") if self._job else _("Generate image for this segmentation")
         self.generateButton.enabled = bool(self._job) or (isReady and edited.segmentationNode is not None)
         self.fineTuneButton.enabled = isReady and hasBoth and bool(edited.segmentName)
-        self.stopButton.enabled = self._isTraining
+        self.stopButton.enabled = self._training is not None
 
     # An image
 
@@ -237,10 +238,6 @@ class EffectOptions:
     def _report(self, message: str) -> None:
         self.stateLabel.text = message
         self.stateLabel.visible = bool(message)
-
-    @property
-    def _isTraining(self) -> bool:
-        return self._training is not None and self._logic.trainingJobs.state(self._training) in ("queued", "running")
 
     def _onFineTune(self) -> None:
         """Asks the engine which labels the segments are; the selected one becomes a new label where it is none."""
