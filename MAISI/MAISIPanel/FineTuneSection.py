@@ -316,14 +316,16 @@ class FineTuneSection:
             text = _("Choose a model in the section Model.")
         else:
             text = self._problem or self._mapping.problem() or ("" if isValid else reason)
+        self._say(text)
+        self._ui.startButton.enabled = not text
+
+    def _say(self, text: str) -> None:
         self._ui.messageLabel.text = text
         self._ui.messageLabel.visible = bool(text)
-        self._ui.startButton.enabled = not text
 
     def _onStart(self) -> None:
         if self._drop():
-            self._ui.messageLabel.text = _("A node of a case was deleted; the case is off the list. Check the rest.")
-            self._ui.messageLabel.visible = True
+            self._say(_("A node of a case was deleted; the case is off the list. Check the rest."))
             return
         self._ask(isStart=True)  # what was drawn since then counts
 
@@ -341,8 +343,7 @@ class FineTuneSection:
 
     def _tellCase(self, number: int, count: int) -> None:
         """Writing blocks the window for each case (some seconds for 512×512×256 voxels); this tells why."""
-        self._ui.messageLabel.text = _("Writing case {0} of {1}…").format(number, count)
-        self._ui.messageLabel.visible = True
+        self._say(_("Writing case {0} of {1}…").format(number, count))
         slicer.app.processEvents(qt.QEventLoop.ExcludeUserInputEvents)
 
     def _onFailed(self, message: str, kind: str) -> None:
