@@ -14,9 +14,10 @@ import numpy as np
 
 from MAISILib.errors import MaskError, OutputError, RequestError
 from MAISILib.files.atomic import atomic_folder
-from MAISILib.files.segmentations import LABEL_TAG, TERMINOLOGY_TAG
+from MAISILib.files.segmentations import LABEL_TAG
 from MAISILib.scene.geometry import affine_of, array_of, grid_of, matrix_of, transform_between
 from MAISILib.scene.mrml import slicer, vtk
+from MAISILib.scene.segments import tag_of, terminology_of
 
 CASES_NAME = "cases.json"
 #: Voxels that are counted at a time: numpy takes eight bytes for each.
@@ -105,19 +106,9 @@ def segmentsOf(pairs: Sequence[CasePair]) -> list[dict[str, str]]:
             segment = segmentation.GetSegment(segmentId)
             name = segment.GetName() or segmentId
             if name not in segments and not _isEmpty(segment, present):
-                segments[name] = {"name": name, "terminology": _terminology(segment), "tag": _tag(segment, LABEL_TAG)}
+                tag = tag_of(segment, LABEL_TAG)
+                segments[name] = {"name": name, "terminology": terminology_of(segment), "tag": tag}
     return list(segments.values())
-
-
-def _terminology(segment: Any) -> str:
-    if hasattr(segment, "GetTerminology"):  # since Slicer 5.10
-        return segment.GetTerminology() or ""
-    return _tag(segment, TERMINOLOGY_TAG)
-
-
-def _tag(segment: Any, name: str) -> str:
-    value = vtk.reference("")
-    return str(value) if segment.GetTag(name, value) else ""
 
 
 def _isEmpty(segment: Any, present: dict[str, set[int]]) -> bool:

@@ -105,8 +105,7 @@ def _labels_of_segments(segmentation: Any, table: LabelTable, where: str) -> tup
     for segment_id in segmentation.GetSegmentIDs():
         segment = segmentation.GetSegment(segment_id)
         name = segment.GetName() or segment_id
-        terminology = segment.GetTerminology() if hasattr(segment, "GetTerminology") else _tag(segment, TERMINOLOGY_TAG)
-        label = label_of_segment(name, _tag(segment, LABEL_TAG), terminology or "", table)
+        label = label_of_segment(name, tag_of(segment, LABEL_TAG), terminology_of(segment), table)
         if label is not None:
             if label in labels.values():
                 notes.append(f"Several segments are '{table[label].name}'; they were joined.")
@@ -122,7 +121,15 @@ def _labels_of_segments(segmentation: Any, table: LabelTable, where: str) -> tup
     return labels, notes
 
 
-def _tag(segment: Any, name: str) -> str:
+def terminology_of(segment: Any) -> str:
+    """The terminology entry of a vtkSegment, as Slicer writes it; empty where it has none."""
+    if hasattr(segment, "GetTerminology"):  # since Slicer 5.10
+        return segment.GetTerminology() or ""
+    return tag_of(segment, TERMINOLOGY_TAG)
+
+
+def tag_of(segment: Any, name: str) -> str:
+    """A tag of a vtkSegment, such as `LABEL_TAG`; empty where it has none of that name."""
     value = vtk.reference("")
     return str(value) if segment.GetTag(name, value) else ""
 
