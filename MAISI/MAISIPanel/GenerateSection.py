@@ -335,11 +335,9 @@ class GenerateSection:
         ui.anatomyFrame.visible = bool(names)
         ui.sizesFrame.visible = source == "generated"
         ui.segmentationFrame.visible = source == "file"
-        for name in ("preset", "size", "spacing", "fieldOfView"):
-            for part in ("Label", "ComboBox", "Frame", "Title"):
-                widget = getattr(ui, name + part, None)
-                if widget is not None:
-                    widget.visible = source != "file"
+        labels = (ui.presetLabel, ui.sizeLabel, ui.spacingLabel, ui.fieldOfViewTitle)
+        for widget in (*labels, ui.presetComboBox, ui.sizeFrame, ui.spacingFrame, ui.fieldOfViewLabel):
+            widget.visible = source != "file"
 
     def _say(self) -> None:
         """What keeps the run from starting, or what it will cost."""
