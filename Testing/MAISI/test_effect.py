@@ -195,6 +195,28 @@ def test_choices_are_kept_with_the_segment_editor_node(
     assert editor.node.GetAttribute("MAISI.Duration") == "quick"
 
 
+def test_drawing_on_while_a_training_runs_looks_at_no_process(
+    editor: Editor, logic: ScriptedLogic, painted: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editor.options.fineTuneButton.click()
+    looked: list[Any] = []
+    monkeypatch.setattr(logic.trainingJobs, "state", looked.append)
+    editor.node.Modified()
+    assert looked == []
+    assert editor.options.stopButton.enabled
+
+
+def test_a_training_that_has_ended_meanwhile_is_told_when_the_effect_is_chosen_again(
+    editor: Editor, logic: ScriptedLogic, painted: tuple[Any, Any]
+) -> None:
+    editor.options.fineTuneButton.click()
+    editor.widget.setActiveEffect(None)
+    logic.trainingJobs.states["tiny-Segment_1"] = "done"
+    editor.widget.setActiveEffectByName("MAISI")
+    assert "is finished" in editor.options.stateLabel.text
+    assert not editor.options.stopButton.enabled
+
+
 def test_a_clone_finds_the_training_that_another_one_has_started(
     editor: Editor, logic: ScriptedLogic, painted: tuple[Any, Any], scene: Any
 ) -> None:
