@@ -8,17 +8,17 @@ and the scale factor is left alone.
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from MAISILib.errors import BundleError
+from MAISILib.errors import BundleError, FileFormatError
 from MAISILib.files.atomic import atomic_path
+from MAISILib.files.checks import file_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -301,23 +301,16 @@ def _narrowed(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return value.clone(memory_format=torch.contiguous_format)
 
 
-def sha256_of(path: str | Path, on_progress: Callable[[int], None] | None = None) -> str:
-    """SHA-256 of a file as 64 hex digits, read in pieces; ``on_progress`` gets the bytes read so far.
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file of weights, as `file_sha256`.
 
     Raises:
         BundleError: The file cannot be read.
     """
-    digest, done = hashlib.sha256(), 0
     try:
-        with Path(path).open("rb") as file:
-            while piece := file.read(1 << 22):
-                digest.update(piece)
-                done += len(piece)
-                if on_progress is not None:
-                    on_progress(done)
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror or error}). {_REPAIR}") from error
-    return digest.hexdigest()
+        return file_sha256(Path(path))
+    except FileFormatError as error:
+        raise BundleError(f"{error} {_REPAIR}") from error
 
 
 def _listed(names: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,22 @@ def unreadable(path: Path, error: Exception) -> FileFormatError:
         return FileFormatError(f"{path} cannot be read: no permission.")
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     return FileFormatError(f"{path} cannot be read ({reason}). It is damaged or cut short: copy or export it again.")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes as 64 hex digits, read in pieces.
+
+    Raises:
+        FileFormatError: The file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 22):
+                digest.update(piece)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return digest.hexdigest()
 
 
 def spatial_shape(shape: tuple[int, ...], path: Path) -> tuple[int, int, int]:

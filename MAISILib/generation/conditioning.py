@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from MAISILib.anatomy.envelope import add_body
@@ -13,6 +11,7 @@ from MAISILib.anatomy.labels import LabelTable
 from MAISILib.anatomy.library import Candidate, MaskLibrary
 from MAISILib.anatomy.masks import REGIONS, check_mask, regions_of
 from MAISILib.errors import MaskError
+from MAISILib.files.checks import file_sha256
 from MAISILib.generation.mask_grid import grid_for_mask
 from MAISILib.generation.mask_wish import MaskWish
 from MAISILib.generation.settings import Settings, resolve
@@ -193,12 +192,3 @@ def _read_users_mask(bundle: Bundle, request: GenerateRequest, settings: Setting
     if request.mask_ct:
         source["ct"] = {"path": str(request.mask_ct.absolute()), "sha256": file_sha256(request.mask_ct)}
     return ConditioningMask(model=model, output=users, source=source)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from MAISILib.errors import BundleError, FileFormatError, RequestError
+from MAISILib.files.checks import file_sha256
 from MAISILib.generation.request import GenerateRequest
 
 if TYPE_CHECKING:
@@ -120,8 +121,6 @@ def check_replay(bundle: Bundle, provenance: dict[str, Any]) -> None:
         BundleError: The weights are not those that made the sample.
         FileFormatError: The mask file, or the CT that came with it, has changed or is gone.
     """
-    from MAISILib.generation.conditioning import file_sha256
-
     recorded, present = provenance["bundle"]["weights_sha256"], bundle.weights_sha256()
     differing = [name for name, digest in recorded.items() if present.get(name) != digest]
     if differing:

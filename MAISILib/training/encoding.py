@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ import numpy as np
 
 from MAISILib.anatomy.grids import SPACING_TOLERANCE
 from MAISILib.errors import FileFormatError, MaskError, RequestError
-from MAISILib.files.checks import unreadable
+from MAISILib.files.checks import file_sha256
 from MAISILib.generation.progress import CancelToken, OnProgress, Progress, silent
 from MAISILib.training.datalist import LATENTS_NAME, DataItem, Datalist, check_same_place, write_datalist
 from MAISILib.training.images import AIR_HU, centred
@@ -232,7 +231,7 @@ class _Work:
         if isinstance(coder, Bundle):
             check_request(coder, rule, modality)
             self._bundle, self._codec = coder, None
-            self._sha256 = autoencoder_sha256 or _sha256(coder.check_file("autoencoder"))
+            self._sha256 = autoencoder_sha256 or file_sha256(coder.check_file("autoencoder"))
             self._names = coder.manifest.modality
             free = rule.keep or rule.size or rule.spacing
             step = coder.size_divisor if free else grid_step(coder)
@@ -275,8 +274,8 @@ class _Work:
             image_spacing=target.spacing,
             autoencoder_sha256=self._sha256,
             source=item.image.name,
-            source_sha256=_sha256(item.image),
-            label_sha256=None if item.label is None else _sha256(item.label),
+            source_sha256=file_sha256(item.image),
+            label_sha256=None if item.label is None else file_sha256(item.label),
             modality=named,
             mirrored=is_mirrored,
             precision=self._precision,
@@ -372,17 +371,6 @@ def _is_there(path: Path, wanted: LatentHeader) -> bool:
     geometry = {"affine", "image_affine", "image_spacing", "source"}
     same = found.model_dump(exclude=geometry) == wanted.model_dump(exclude=geometry)
     return same and np.allclose(found.image_affine, wanted.image_affine, atol=1e-4)
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while piece := file.read(1 << 22):
-                digest.update(piece)
-    except OSError as error:
-        raise unreadable(path, error) from error
-    return digest.hexdigest()
 
 
 def _regions(labels: LabelMap) -> dict[str, Any]:

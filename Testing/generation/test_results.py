@@ -14,9 +14,9 @@ import pytest
 import MAISILib as maisi
 from MAISILib.bundles.bundle import Bundle
 from MAISILib.errors import BundleError, FileFormatError
+from MAISILib.files.checks import file_sha256
 from MAISILib.files.nifti import read_volume, write_labels
 from MAISILib.generation import result as results
-from MAISILib.generation.conditioning import file_sha256
 from MAISILib.generation.pipeline import generate
 from MAISILib.generation.provenance import check_replay, read_replay
 from MAISILib.generation.request import GenerateRequest

@@ -11,8 +11,9 @@ import pytest
 
 from MAISILib.bundles.bundle import Bundle
 from MAISILib.errors import FileFormatError, MaskError
+from MAISILib.files.checks import file_sha256
 from MAISILib.files.nifti import read_labels, read_volume, write_volume
-from MAISILib.generation.conditioning import file_sha256, prepare
+from MAISILib.generation.conditioning import prepare
 from MAISILib.generation.pipeline import generate, plan_request
 from MAISILib.generation.request import GenerateRequest
 from MAISILib.volumes import LabelMap, Volume
