@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from MAISILib.errors import FileFormatError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 #: More voxels than any scanner makes (1600³); a header that claims more is damaged or made to harm.
 MAX_VOXELS = 4_000_000_000
@@ -87,7 +89,7 @@ def one_channel(array: np.ndarray, channel: int | None, path: Path) -> np.ndarra
         raise FileFormatError(
             f"{path} has {array.shape[3]} channels, numbered from 0; there is no channel {channel}. Choose another one."
         )
-    return np.ascontiguousarray(array[..., channel])
+    return array[..., channel].copy(order="C")
 
 
 def check_size(shape: tuple[int, int, int], item_bytes: int, path: Path, *, stored: int, compressed: bool) -> None:
@@ -129,6 +131,8 @@ def check_finite(array: np.ndarray, path: Path) -> None:
     """
     if array.dtype.kind != "f":
         return
+    import numpy as np  # here: listing bundles hashes their files with this module and needs no arrays
+
     bad = array.size - int(np.isfinite(array).sum())
     if bad:
         raise FileFormatError(
