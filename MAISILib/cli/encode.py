@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -17,7 +14,7 @@ import typer
 from MAISILib.cli import options
 
 if TYPE_CHECKING:
-    from MAISILib.generation.progress import OnProgress, Progress
+    from MAISILib.generation.progress import Progress
 
 
 class Precision(str, Enum):
@@ -64,7 +61,7 @@ def run(
     Run it again after a break, or with more images: only what is missing or has changed is encoded.
     """
     from MAISILib.bundles.bundle import open_bundle
-    from MAISILib.cli.running import cancel_on_interrupt
+    from MAISILib.cli.running import cancel_on_interrupt, progress_on_stderr
     from MAISILib.errors import RequestError
     from MAISILib.files.atomic import check_writable
     from MAISILib.training.datalist import read_datalist
@@ -88,7 +85,7 @@ def run(
         encode = partial(encode_items, opened)
     check_writable(out)
     items = read_datalist(data, base=base, fold=fold, skip_bad=skip_bad, on_skip=on_skip)
-    with cancel_on_interrupt() as cancel, _progress_on_stderr() as on_progress:
+    with cancel_on_interrupt() as cancel, progress_on_stderr(_line, _title) as on_progress:
         from MAISILib.generation.plan import choose_device  # PyTorch: only now that all else is known to be good
 
         done = encode(
@@ -113,21 +110,10 @@ def run(
     typer.echo(f"{done.datalist}: {len(done.encoded)} encoded, {len(done.kept)} kept, {len(skipped)} left out")
 
 
-@contextmanager
-def _progress_on_stderr() -> Iterator[OnProgress]:
-    """A bar on a terminal; a line per image elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda progress: print(
-            f"{progress.stage} {progress.done}/{progress.total} {progress.message}", file=sys.stderr, flush=True
-        )
-        return
-    from rich.console import Console
-    from rich.progress import Progress as Bars
+def _line(progress: Progress) -> str:
+    """A line for each image."""
+    return f"{progress.stage} {progress.done}/{progress.total} {progress.message}"
 
-    with Bars(console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("starting", total=None)
 
-        def on_progress(progress: Progress) -> None:
-            bars.update(task, description=progress.message, completed=progress.done, total=progress.total)
-
-        yield on_progress
+def _title(progress: Progress) -> str:
+    return progress.message

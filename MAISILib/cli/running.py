@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,7 @@ def generate_into(
     bundle = open_bundle(bundle_name)
     if recorded is not None:
         check_replay(bundle, recorded)
-    with cancel_on_interrupt() as cancel, _progress_on_stderr() as on_progress:
+    with cancel_on_interrupt() as cancel, progress_on_stderr(_line, _title) as on_progress:
         prepared = prepare(bundle, request)
         check_writable(out)
         scene_writer = _SceneWriter() if scene else None
@@ -134,17 +134,22 @@ def _cancel_at(stop_file: Path, cancel: CancelToken, ended: threading.Event) -> 
 
 
 @contextmanager
-def _progress_on_stderr() -> Iterator[OnProgress]:
-    """A bar on a terminal; a line per stage elsewhere."""
+def progress_on_stderr(line: Callable[[Progress], str], title: Callable[[Progress], str]) -> Iterator[OnProgress]:
+    """Shows the progress of a run: a bar on a terminal, lines elsewhere.
+
+    Args:
+        line: What is printed elsewhere than on a terminal; nothing where it is empty, or the same as before.
+        title: What stands before the bar.
+    """
     if not sys.stderr.isatty():
         last = ""
 
         def on_progress(progress: Progress) -> None:
             nonlocal last
-            line = f"sample {progress.sample}: {progress.stage}"
-            if line != last and progress.stage != "load":
-                print(line, file=sys.stderr, flush=True)
-                last = line
+            text = line(progress)
+            if text and text != last:
+                print(text, file=sys.stderr, flush=True)
+                last = text
 
         yield on_progress
         return
@@ -155,7 +160,15 @@ def _progress_on_stderr() -> Iterator[OnProgress]:
         task = bars.add_task("starting", total=None)
 
         def on_progress(progress: Progress) -> None:
-            text = f"sample {progress.sample}  {progress.stage}"
-            bars.update(task, description=text, completed=progress.done, total=progress.total)
+            bars.update(task, description=title(progress), completed=progress.done, total=progress.total)
 
         yield on_progress
+
+
+def _line(progress: Progress) -> str:
+    """A line for each stage of a sample."""
+    return "" if progress.stage == "load" else f"sample {progress.sample}: {progress.stage}"
+
+
+def _title(progress: Progress) -> str:
+    return f"sample {progress.sample}  {progress.stage}"
