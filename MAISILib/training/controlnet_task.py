@@ -24,7 +24,7 @@ from MAISILib.bundles.bundle import open_bundle
 from MAISILib.bundles.networks import build_network
 from MAISILib.bundles.weights import check_weights, fit_published
 from MAISILib.diffusion.networks import control_residuals, embed_mask, predict
-from MAISILib.diffusion.schedules import Schedule
+from MAISILib.diffusion.schedules import Schedule, schedule_of
 from MAISILib.errors import TrainingError
 from MAISILib.training.activation_checkpointing import checkpoint_activations
 from MAISILib.training.denoising import (
@@ -36,7 +36,6 @@ from MAISILib.training.denoising import (
     diffusion_item,
     labels_of,
     labels_to_forget,
-    make_schedule,
     mask_bits,
     prediction_target,
     relabelled,
@@ -258,7 +257,7 @@ def controlnet_task(recipe: ControlNetRecipe, data: Datalist) -> tuple[ControlNe
         recipe,
         bundle.load("diffusion"),
         definition,
-        make_schedule(bundle.manifest.schedule.model_dump()),
+        schedule_of(bundle.manifest.schedule),
         latents(data.training, recipe.sample_posterior),
         latents(data.validation, False),
         bundle.labels,

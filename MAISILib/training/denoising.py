@@ -31,7 +31,7 @@ _VALIDATION_TIMES = (0.15, 0.5, 0.85)
 
 
 def make_schedule(fields: dict[str, Any]) -> Schedule:
-    """The noise schedule of a recipe or a manifest.
+    """The noise schedule of a recipe, whose fields have not been checked yet.
 
     Raises:
         TrainingError: A field that no schedule has, or a value that does not fit.

@@ -17,6 +17,7 @@ from torch import nn
 
 from MAISILib.anatomy.masks import remove_tumors
 from MAISILib.bundles.bundle import Bundle
+from MAISILib.diffusion.schedules import schedule_of
 from MAISILib.files.atomic import write_text
 from MAISILib.files.nifti import read_labels, write_labels, write_volume
 from MAISILib.files.preview import write_preview
@@ -26,7 +27,6 @@ from MAISILib.jobs.folder import Event, JobFolder, OnEvent
 from MAISILib.training.checkpoint import check_same_run
 from MAISILib.training.controlnet_task import ControlNetTask
 from MAISILib.training.datalist import DataItem, Datalist, read_datalist, write_datalist
-from MAISILib.training.denoising import make_schedule
 from MAISILib.training.derived_bundle import write_derived_bundle
 from MAISILib.training.encoding import GridRule, encode_items
 from MAISILib.training.finetune_data import prepared_one_by_one
@@ -252,7 +252,7 @@ class _Work:
             recipe,
             unet,
             self._bundle.entry("controlnet").definition,
-            make_schedule(self._bundle.manifest.schedule.model_dump()),
+            schedule_of(self._bundle.manifest.schedule),
             dataset(latents.training, recipe.sample_posterior),
             dataset(latents.validation, False),
             table,

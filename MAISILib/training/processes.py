@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from MAISILib.errors import RequestError
+from MAISILib.generation.plan import choose_device
 
 _PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -35,7 +36,7 @@ class Processes:
             raise RequestError(
                 "Training needs accelerate, which is not installed. Install it: pip install 'slicer-maisi[train]'."
             ) from None
-        _check_device(device)
+        choose_device(device)
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         if several:
             _check_devices_of_all(device)
@@ -110,14 +111,6 @@ class Processes:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-def _check_device(device: str) -> None:
-    there = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    there |= {f"cuda:{number}": True for number in range(torch.cuda.device_count())}
-    if not there.get(device, False):
-        usable = ", ".join(name for name, is_there in there.items() if is_there)
-        raise RequestError(f"Device {device!r} is not there. Usable on this machine: {usable}.")
 
 
 def _check_devices_of_all(device: str) -> None:

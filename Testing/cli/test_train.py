@@ -121,7 +121,7 @@ def test_a_recipe_that_does_not_fit_is_refused(
         ({"--recipe": "gone.json"}, "gone.json"),
         ({"--data": "gone.json"}, "gone.json does not exist"),
         ({"--data": "."}, "holds no images"),
-        ({"--device": "tpu"}, "Device 'tpu' is not there"),
+        ({"--device": "tpu"}, "Unknown device 'tpu'; known: auto, cpu, cuda"),
         ({"--out": "recipe.json"}, "is a file, not a folder"),
         ({"train": "autoencodr"}, "Did you mean 'autoencoder'"),
     ],

@@ -122,6 +122,7 @@ def test_ctrl_c_saves_the_step_in_all_processes(tmp_path: Path) -> None:
 def test_each_process_needs_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(RequestError, match=r"GPUs for 1 of 2 processes\. Start torchrun with --nproc_per_node=1"):
         Processes("auto", "float32", in_phases=False)
