@@ -100,6 +100,17 @@ def waitUntil(app: Any) -> Callable[..., None]:
 
 
 @pytest.fixture
+def user(
+    scene: Any, loadedModule: Callable[..., Any], waitUntil: Callable[..., None], tmp_path: Path, monkeypatch: Any
+) -> Iterator[Any]:
+    """A `PanelUser`: somebody who works with the panel, with an engine that the test plays."""
+    from Testing.MAISI.panel_user import opened_panel
+
+    with opened_panel(scene, loadedModule, waitUntil, tmp_path, monkeypatch) as user:
+        yield user
+
+
+@pytest.fixture
 def grab(app: Any) -> Callable[[Any, Path], Path]:
     """Saves the picture of a widget: ``grab(widget, tmp_path / "panel.png")``."""
 

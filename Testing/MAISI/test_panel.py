@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,6 @@ import pytest
 
 from Testing.MAISI.panel_user import MODULE_FOLDER, PanelUser, opened_panel
 from Testing.MAISI.scripted_client import ScriptedClient
-
-
-@pytest.fixture
-def user(scene: Any, loadedModule: Any, waitUntil: Any, tmp_path: Path, monkeypatch: Any) -> Iterator[PanelUser]:
-    with opened_panel(scene, loadedModule, waitUntil, tmp_path, monkeypatch) as user:
-        yield user
-
 
 OPEN = """
 import sys, time

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from Testing.MAISI.panel_user import PanelUser, opened_panel
-
-
-@pytest.fixture
-def user(scene: Any, loadedModule: Any, waitUntil: Any, tmp_path: Path, monkeypatch: Any) -> Iterator[PanelUser]:
-    with opened_panel(scene, loadedModule, waitUntil, tmp_path, monkeypatch) as user:
-        yield user
+from Testing.MAISI.panel_user import PanelUser
 
 
 def test_an_illegal_size_becomes_the_nearest_legal_one(user: PanelUser) -> None:

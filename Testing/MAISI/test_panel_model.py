@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-from Testing.MAISI.panel_user import PanelUser, opened_panel
+from Testing.MAISI.panel_user import PanelUser
 from Testing.MAISI.scripted_client import WHOLE_BODY
-
-
-@pytest.fixture
-def user(scene: Any, loadedModule: Any, waitUntil: Any, tmp_path: Path, monkeypatch: Any) -> Iterator[PanelUser]:
-    with opened_panel(scene, loadedModule, waitUntil, tmp_path, monkeypatch) as user:
-        yield user
 
 
 def test_choosing_a_bundle_shows_what_it_can_do(user: PanelUser) -> None:

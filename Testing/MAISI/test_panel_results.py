@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from Testing.MAISI.panel_user import PanelUser, opened_panel, write_result
-
-
-@pytest.fixture
-def user(scene: Any, loadedModule: Any, waitUntil: Any, tmp_path: Path, monkeypatch: Any) -> Iterator[PanelUser]:
-    with opened_panel(scene, loadedModule, waitUntil, tmp_path, monkeypatch) as user:
-        yield user
+from Testing.MAISI.panel_user import PanelUser, write_result
 
 
 def test_a_result_is_shown_compared_made_again_saved_and_deleted(

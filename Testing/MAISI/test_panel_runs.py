@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from Testing.MAISI.panel_user import PanelUser, opened_panel, preview, write_result
-
-
-@pytest.fixture
-def user(scene: Any, loadedModule: Any, waitUntil: Any, tmp_path: Path, monkeypatch: Any) -> Iterator[PanelUser]:
-    with opened_panel(scene, loadedModule, waitUntil, tmp_path, monkeypatch) as user:
-        yield user
+from Testing.MAISI.panel_user import PanelUser, preview, write_result
 
 
 def test_a_run_shows_how_it_goes_and_ends_in_a_row(user: PanelUser) -> None:

@@ -7,7 +7,6 @@ only. Cannot tell: the developer's reload section, translations, and whether a p
 from __future__ import annotations
 
 import os
-import sys
 import types
 import unittest
 from pathlib import Path
@@ -73,27 +72,6 @@ class ScriptedLoadableModuleWidget:
             slicer.app.moduleManager().disconnect("moduleAboutToBeUnloaded(QString)", self._onModuleAboutToBeUnloaded)
 
 
-class ScriptedLoadableModuleLogic:
-    """What a module can do without its panel; its parameters are in a node of the scene."""
-
-    def __init__(self, parent: Any = None) -> None:
-        frame = sys._getframe(1)
-        self.moduleName = str(frame.f_globals.get("__name__", ""))
-        self.isSingletonParameterNode = True
-
-    def getParameterNode(self) -> Any:
-        for node in slicer.mrmlScene.GetNodesByClass("vtkMRMLScriptedModuleNode"):
-            if node.GetAttribute("ModuleName") == self.moduleName:
-                return node
-        node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLScriptedModuleNode")
-        node.UnRegister(None)
-        if self.isSingletonParameterNode:
-            node.SetSingletonTag(self.moduleName)
-        node.SetModuleName(self.moduleName)
-        node.SetAttribute("ModuleName", self.moduleName)
-        return slicer.mrmlScene.AddNode(node)
-
-
 class ScriptedLoadableModuleTest(unittest.TestCase):
     """The test that a module carries in itself."""
 
@@ -129,7 +107,6 @@ def modules() -> dict[str, types.ModuleType]:
     bases = (
         ScriptedLoadableModule,
         ScriptedLoadableModuleWidget,
-        ScriptedLoadableModuleLogic,
         ScriptedLoadableModuleTest,
     )
     contents: dict[str, dict[str, Any]] = {

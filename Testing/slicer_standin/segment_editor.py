@@ -85,11 +85,6 @@ class qSlicerSegmentEditorScriptedEffect:
     def addOptionsWidget(self, widget: Any) -> None:
         self.optionsLayout().addRow(widget)
 
-    def addLabeledOptionsWidget(self, label: str, widget: Any) -> Any:
-        text = QtWidgets.QLabel(label)
-        self.optionsLayout().addRow(text, widget)
-        return text
-
     def _attribute(self, name: str) -> str:
         return f"{self.name}.{name}"
 
@@ -102,21 +97,12 @@ class qSlicerSegmentEditorScriptedEffect:
     def integerParameter(self, name: str) -> int:
         return int(self.parameter(name))
 
-    def doubleParameter(self, name: str) -> float:
-        return float(self.parameter(name))
-
     def setParameter(self, name: str, value: Any) -> None:
         self.parameterSetNode().SetAttribute(self._attribute(name), str(value))
 
     def setParameterDefault(self, name: str, value: Any) -> None:
         if not self.parameterDefined(name):
             self.setParameter(name, value)
-
-    def saveStateForUndo(self) -> None:
-        """There is no undo."""
-
-    def selectEffect(self, name: str) -> None:
-        self._editor.setActiveEffectByName(name)
 
 
 class qSlicerSegmentEditorEffectFactory:

@@ -3,5 +3,4 @@ from typing import Any
 
 ScriptedLoadableModule: Any
 ScriptedLoadableModuleWidget: Any
-ScriptedLoadableModuleLogic: Any
 ScriptedLoadableModuleTest: Any
