@@ -69,7 +69,7 @@ def parse_message(line: bytes) -> Message | ProtocolError:
         return ProtocolError(f"A message needs a 'command': {line[:60]!r}.")
     if id is None and command != "quit":
         return ProtocolError(f"Command {command!r} needs an 'id', so that its answer can be told from others.")
-    if not isinstance(id, (str, int, type(None))):
+    if isinstance(id, bool) or not isinstance(id, (str, int, type(None))):  # true would be taken for 1
         return ProtocolError(f"Command {command!r}: the 'id' is text or a whole number, not {id!r}.")
     return Message(command, id, data)
 
@@ -114,6 +114,12 @@ class Job:
         self._outbox, self._lock = outbox, threading.Lock()
         self._begun = self._ended = False
         self._told, self._stage = 0.0, ("", 0)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its end was told; from then on its id is free."""
+        with self._lock:
+            return self._ended
 
     def begin(self) -> bool:
         """Marks the job as begun; false where it was cancelled while it waited."""

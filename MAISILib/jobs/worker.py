@@ -85,7 +85,7 @@ class Worker:
         if message.command == "cancel":
             if running is not None:  # else it has ended in the meantime
                 running.ask_to_stop()
-        elif running is not None:
+        elif running is not None and not running.has_ended:
             self._refuse(None, ProtocolError(f"The id {message.id!r} is in use. Give each command its own."))
         elif message.command not in self._commands:
             hint = did_you_mean(message.command, self._commands) or f" There are: {', '.join(self._commands)}."
@@ -106,7 +106,8 @@ class Worker:
                     self._do(job)
             finally:
                 with self._lock:
-                    self._open.pop(job.message.id, None)
+                    if self._open.get(job.message.id) is job:  # else the next one has the id already
+                        del self._open[job.message.id]
 
     def _do(self, job: Job) -> None:
         command = self._commands[job.message.command]

@@ -41,6 +41,7 @@ def test_messages_are_read_line_by_line() -> None:
         (b'{"command": "plan"}', "needs an 'id'"),
         (b'{"command": "cancel"}', "needs an 'id'"),
         (b'{"id": {}, "command": "plan"}', "text or a whole number"),
+        (b'{"id": true, "command": "plan"}', "text or a whole number"),
     ],
 )
 def test_a_line_that_is_no_message_is_refused_and_the_next_is_read(line: bytes, said: str) -> None:

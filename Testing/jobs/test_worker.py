@@ -176,6 +176,23 @@ def test_an_id_in_use_is_refused_without_ending_its_owner(line: Line, answers: A
     assert answers.of("result") == []
 
 
+def test_an_id_is_free_as_soon_as_its_end_was_told(line: Line, answers: Answers) -> None:
+    line.send(id="1", command="generate")
+    until(lambda: answers.of("progress"))
+    line.send(id="2", command="download", bundle="a")  # waits for the other
+    line.send(id="2", command="cancel")
+    until(lambda: answers.of("cancelled"))
+    line.send(id="2", command="bundles")
+    until(lambda: answers.of("result"))
+    assert answers.of("failed") == []
+    line.send(id="1", command="cancel")
+    until(lambda: len(answers.of("cancelled")) == 2)
+    line.send(id="2", command="generate")  # nor has the end of the one that waited taken its successor's place
+    until(lambda: len(answers.of("progress")) == 2)
+    line.send(id="2", command="cancel")
+    until(lambda: len(answers.of("cancelled")) == 3)
+
+
 def test_a_late_cancel_changes_nothing(line: Line, answers: Answers) -> None:
     line.send(id="1", command="bundles")
     until(lambda: answers.of("result"))
