@@ -19,6 +19,8 @@ from MAISILib.volumes import Grid, Volume
 #: OpenKBP structure number → label of ``Resources/bundles/head-neck-mini/labels.csv``, in drawing order.
 STRUCTURES = {8: 140, 9: 140, 10: 140, 5: 11, 6: 136, 1: 133, 2: 121, 3: 134, 4: 135, 7: 137}
 BODY, TARGET, BONE, AIR = 200, 140, 138, 139
+#: Labels that end where the body of the CT ends. The organs end where the planners drew their ends.
+FROM_HU = (BODY, TARGET, BONE, AIR)
 
 #: Inside the body: below is gas, above is bone. At 6×6×4 mm partial volume mixes thin bone with soft tissue, so the
 #: bone threshold is lower than the 250–300 HU usual at full resolution.
@@ -100,19 +102,27 @@ def sample_case(case: Case, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     return ct, conditioning_labels(ct, structures)
 
 
-def conditioning_labels(ct: np.ndarray, structures: np.ndarray) -> np.ndarray:
-    """Labels of the bundle from a CT (HU) and OpenKBP structures, both ``(X, Y, Z)`` on the same grid."""
+def body_mask(ct: np.ndarray) -> np.ndarray:
+    """Where the patient is: tissue and the gas that it encloses, ``(X, Y, Z)`` bool, from a CT in HU."""
     from scipy import ndimage
 
     tissue = ndimage.binary_closing(np.pad(ct > AIR_HU, 2), iterations=1)[2:-2, 2:-2, 2:-2] | (ct > AIR_HU)
     components, count = ndimage.label(tissue)  # type: ignore[misc]
     if count == 0:
-        return np.zeros(ct.shape, np.uint8)
+        return np.zeros(ct.shape, bool)
     sizes = np.bincount(components.ravel())[1:]
     body = np.isin(components, 1 + np.flatnonzero(sizes >= 0.05 * sizes.max()))
     for z in range(body.shape[2]):  # gas that the skin encloses within a slice belongs to the body
         body[:, :, z] = ndimage.binary_fill_holes(body[:, :, z])
+    return body
+
+
+def conditioning_labels(ct: np.ndarray, structures: np.ndarray) -> np.ndarray:
+    """Labels of the bundle from a CT (HU) and OpenKBP structures, both ``(X, Y, Z)`` on the same grid."""
+    body = body_mask(ct)
     labels = np.where(body, BODY, 0).astype(np.uint8)
+    if not body.any():
+        return labels
     for structure in (8, 9, 10):
         labels[body & (structures == structure)] = TARGET
     labels[body & (ct < AIR_HU)] = AIR

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from MAISILib.anatomy.labels import LabelTable, default_table
 from MAISILib.anatomy.library import build_library
 from MAISILib.bundles.manifest import MANIFEST_NAME
@@ -15,6 +17,7 @@ from MAISILib.resources import resource
 from MAISILib.training.bundle_writer import write_bundle, write_statistics, write_trained
 from MAISILib.training.checkpoint import read_checkpoint
 from MAISILib.training.datalist import read_datalist
+from MAISILib.training.head_neck import FROM_HU, body_mask
 from MAISILib.training.head_neck_data import DATALIST_NAME, centred_masks
 from MAISILib.training.mask_dataset import MaskDataset
 from MAISILib.training.mask_recipes import MaskDiffusionRecipe
@@ -136,8 +139,12 @@ def _make(runs: HeadNeckRuns, bundle: Path, diffusion: str, patients: Patients) 
     with atomic_folder(bundle, MANIFEST_NAME) as folder:
         (folder / "labels.csv").write_bytes(_labels_path().read_bytes())
         largest = sorted(patients, key=lambda patient: -int((patient[2].array > 0).sum()))[:LIBRARY_SIZE]
+        largest.sort(key=lambda patient: patient[0])
         build_library(
-            ((name.replace("_", "-"), _anonymous(mask)) for name, _, mask in sorted(largest, key=lambda p: p[0])),
+            (
+                (name.replace("_", "-"), library_mask(ct, mask))
+                for name, ct, mask in sorted(largest, key=lambda p: p[0])
+            ),
             folder / "masks",
             label_table(),
         )
@@ -189,7 +196,12 @@ def _labels_path() -> Path:
     return resource("bundles", NAME, "labels.csv")
 
 
-def _anonymous(mask: LabelMap) -> LabelMap:
-    """The mask with its centre at the origin: where the patient lay in the scanner is nobody's business."""
+def library_mask(ct: Volume, mask: LabelMap) -> LabelMap:
+    """A patient's mask as the library holds it, on the same grid of voxels.
+
+    Organs are cut where they reach beyond the patient, as planners' contours do where the CT ends. The centre of the
+    mask comes to the origin: where the patient lay in the scanner is nobody's business.
+    """
     grid = Grid.axis_aligned(mask.grid.shape, mask.spacing)
-    return LabelMap(mask.array, grid.affine, mask.table, mask.source)
+    inside = body_mask(ct.array) | np.isin(mask.array, FROM_HU)
+    return LabelMap(np.where(inside, mask.array, 0).astype(np.uint8), grid.affine, mask.table, mask.source)

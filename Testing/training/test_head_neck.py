@@ -21,10 +21,11 @@ from MAISILib.training.head_neck import (
     read_case,
     sample_case,
 )
-from MAISILib.volumes import Grid
+from MAISILib.training.head_neck_bundle import label_table, library_mask
+from MAISILib.volumes import Grid, LabelMap, Volume
 from Testing.training.patients import make_patient, write_patient
 
-SPINAL_CORD, RIGHT_PAROTID, LEFT_PAROTID = 121, 134, 135
+ESOPHAGUS, SPINAL_CORD, RIGHT_PAROTID, LEFT_PAROTID = 11, 121, 134, 135
 
 
 @pytest.fixture
@@ -157,6 +158,22 @@ def test_target_drawn_in_the_air_around_the_patient_is_left_out() -> None:
     ct, structures = make_patient()
     structures[0, 0, 10] = 8
     assert conditioning_labels(ct.astype(np.float32), structures)[0, 0, 10] == 0
+
+
+def test_the_library_cuts_organs_where_they_reach_beyond_the_patient() -> None:
+    ct, structures = make_patient()
+    structures[6, 15, 0:4] = 5  # an esophagus that goes on below the scan
+    ct[:, :, 0:2] = -1000
+    labels = conditioning_labels(ct.astype(np.float32), structures)
+    assert (labels[6, 15, 0:4] == ESOPHAGUS).all()
+    moved = np.diag([6.0, 6.0, 4.0, 1.0])
+    moved[:3, 3] = 100.0
+    cut = library_mask(Volume(ct, moved), LabelMap(labels, moved, label_table()))
+    assert (cut.array[6, 15, 0:2] == 0).all()
+    assert (cut.array[:, :, 2:] == labels[:, :, 2:]).all()
+    assert cut.spacing == pytest.approx((6.0, 6.0, 4.0))
+    center = cut.affine @ np.append((np.array(cut.array.shape) - 1) / 2, 1)
+    assert center[:3] == pytest.approx(0.0)
 
 
 def test_specks_beside_the_patient_are_no_body() -> None:
