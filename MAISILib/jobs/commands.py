@@ -210,7 +210,8 @@ def _converted(message: Message, parameter: inspect.Parameter) -> Any:
     kinds = {"str": str, "Path": str, "bool": bool, "int": int, "list[Any]": list, "dict[str, Any]": dict}
     if value is None and more == ["None"]:
         return None
-    if not isinstance(value, kinds[wanted]) or (wanted == "int" and isinstance(value, bool)):
+    is_no_path = wanted == "Path" and (value == "" or "\0" in str(value))  # an empty one would be the working folder
+    if not isinstance(value, kinds[wanted]) or (wanted == "int" and isinstance(value, bool)) or is_no_path:
         words = {"str": "text", "Path": "a path", "bool": "true or false", "int": "a whole number"}
         word = words.get(wanted, "a list" if wanted == "list[Any]" else "an object")
         raise RequestError(f"Command {message.command!r}: the field {parameter.name!r} is {word}, not {value!r}.")

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -63,10 +64,15 @@ def download(job: Job, bundle: str) -> dict[str, Any]:
     return {"folder": bundle}
 
 
+def import_folder(job: Job, folder: Path) -> dict[str, Any]:
+    return {"folder": str(folder)}
+
+
 COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "generate": run_until_cancelled,
     "bundles": lambda job: {"bundles": []},
     "download": download,
+    "import": import_folder,
     "fail": fail,
     "describe": lambda job: {"seconds": float("nan")},
 }
@@ -155,6 +161,8 @@ def test_data_that_is_no_json_is_a_failure_and_no_second_end(line: Line, answers
         ({"command": "bundles", "verbose": 1}, "has no field 'verbose'"),
         ({"command": "download"}, "needs the field 'bundle'"),
         ({"command": "download", "bundel": "a"}, "no field 'bundel'. Did you mean 'bundle'"),
+        ({"command": "import", "folder": ""}, "the field 'folder' is a path, not ''"),
+        ({"command": "import", "folder": "a\0b"}, "the field 'folder' is a path, not 'a\\x00b'"),
     ],
 )
 def test_senseless_commands_are_refused(line: Line, answers: Answers, message: dict[str, Any], said: str) -> None:
