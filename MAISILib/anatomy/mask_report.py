@@ -11,9 +11,9 @@ from MAISILib.anatomy.anatomical_order import Relation, relations
 from MAISILib.anatomy.envelope import hulls_of_slices
 from MAISILib.anatomy.label_guess import OWN, Guess, guess_numbers
 from MAISILib.anatomy.label_profiles import LabelProfiles, label_profiles
-from MAISILib.anatomy.labels import Label, LabelTable
+from MAISILib.anatomy.labels import LabelTable
 from MAISILib.anatomy.mask_pieces import Pieces, pieces_of, surroundings
-from MAISILib.anatomy.masks import BodyRegions, regions_of
+from MAISILib.anatomy.masks import BodyRegions, regions_of, tissues_around
 from MAISILib.errors import MaskError
 from MAISILib.volumes import LabelMap
 
@@ -249,7 +249,7 @@ def _about_lesions(mask: LabelMap, pieces: Pieces) -> list[Finding]:
     found = []
     around = surroundings(mask, pieces, [int(n) for lesion in hosts for n in pieces.of(lesion)[:_LESION_PIECES]])
     for lesion, host in hosts.items():
-        at_home = [lesion, *_hosts_of(mask.table[lesion], mask.table)]
+        at_home = [lesion, *tissues_around(lesion, mask.table)]
         for piece in pieces.of(lesion)[:_LESION_PIECES]:
             faces = around[int(piece)]
             if LabelTable.BODY in at_home:  # anywhere inside of the patient
@@ -270,27 +270,6 @@ def _about_lesions(mask: LabelMap, pieces: Pieces) -> list[Finding]:
             found.append(Finding("warning", "lesions", text))
     more = len(found) - _NAMED
     return found[:_NAMED] + ([Finding("warning", "lesions", f"And {more} more of this kind.")] if more > 0 else [])
-
-
-def _hosts_of(lesion: Label, table: LabelTable) -> list[int]:
-    """Tissues in which a lesion may lie: its host, that one's host, and structures of the same region.
-
-    The table names one host, the tissue that takes the lesion's place; a lung tumor may lie in any lobe.
-    """
-    homes = []
-    value = lesion.host
-    while value is not None:
-        homes.append(value)
-        value = table[value].host
-    homes += [label.value for label in table if label.host is not None and label.host == lesion.host]
-    if lesion.region is not None:
-        region = lesion.region
-        for label in table:
-            codes = [code for code in (label.type, label.region) if code is not None]
-            words = {word for code in codes for word in code.meaning.casefold().split()}
-            if any(code.value == region.value for code in codes) or region.meaning.casefold() in words:
-                homes.append(label.value)
-    return homes
 
 
 def _about_order(mask: LabelMap, profiles: LabelProfiles) -> list[Finding]:

@@ -130,6 +130,28 @@ def remove_tumors(mask: LabelMap, labels: Iterable[int] | None = None) -> LabelM
     return mask.with_array(lookup[mask.array], notes=(*mask.notes, *note))
 
 
+def tissues_around(lesion: int, table: LabelTable) -> list[int]:
+    """The labels that may host a lesion: its host, that one's host and so on, and structures of the same region.
+
+    The table names one host, the tissue that takes the lesion's place; a lung tumor may lie in any lobe. A label
+    without a host has none of them.
+    """
+    tissues, host = [], table[lesion].host
+    value = host
+    while value is not None:
+        tissues.append(value)
+        value = table[value].host
+    tissues += [label.value for label in table if host is not None and label.host == host and label.value != lesion]
+    region = table[lesion].region
+    if host is not None and region is not None:
+        for label in table:
+            codes = [code for code in (label.type, label.region) if code is not None]
+            words = {word for code in codes for word in code.meaning.casefold().split()}
+            if any(code.value == region.value for code in codes) or region.meaning.casefold() in words:
+                tissues.append(label.value)
+    return sorted({*tissues} - {lesion})
+
+
 def label_bits(array: np.ndarray) -> np.ndarray:
     """The label map as the ControlNet reads it: its eight bits, at full resolution.
 

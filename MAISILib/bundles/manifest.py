@@ -49,6 +49,7 @@ RelativePath = Annotated[str, AfterValidator(check_relative_path)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
 Spacing = tuple[Positive, Positive, Positive]
+LabelValue = Annotated[int, Field(ge=1, le=255)]
 
 
 class _Record(BaseModel):
@@ -142,6 +143,8 @@ class MaskGeneratorEntry(_Record):
             with dropout of its conditions.
         sizes: Table of the organ sizes in the training masks; None when every size has to be given.
         one_piece: Labels of organs that consist of one connected piece.
+        merged: Labels that are drawn and become another one: label → label.
+        one_lesion: Whether a mask has one lesion at most, as in the published generator.
     """
 
     size: Size
@@ -152,7 +155,9 @@ class MaskGeneratorEntry(_Record):
     scale_factor: Positive
     guidance_scale: Annotated[float, Field(ge=0, le=20)] = 0.0
     sizes: RelativePath | None = None
-    one_piece: list[Annotated[int, Field(ge=1, le=255)]] = []
+    one_piece: list[LabelValue] = []
+    merged: dict[LabelValue, LabelValue] = {}
+    one_lesion: bool = True
 
 
 class Manifest(_Record):

@@ -50,6 +50,7 @@ class MaskWish:
             names = ", ".join(self.table.describe(v) for v in unknown)
             raise RequestError(f"The mask generator of bundle {bundle.name!r} does not draw {names}. Leave it out.")
         self._must_hold = {*labels, *(self.table.find(n).value for n, size in self.asked.items() if size != ABSENT)}
+        _refuse_several_lesions(bundle, self._must_hold)
         self.sizes_path: Path | None = None if self.entry.sizes is None else bundle.path(self.entry.sizes)
         self._sizes: SizeTable | None = None
         if self.sizes_path is not None:
@@ -142,7 +143,8 @@ def checked_sizes(bundle: Bundle, sizes: Mapping[str, float]) -> dict[str, float
     """The sizes by the bundle's own names of its controllable anatomies.
 
     Raises:
-        RequestError: A name that the generator does not know (with the nearest), or more than one lesion.
+        RequestError: A name that the generator does not know (with the nearest) or that is given twice, or more lesions
+            than it draws at once.
     """
     known = {" ".join(name.replace("_", " ").casefold().split()): name for name in bundle.manifest.controllable}
     checked: dict[str, float] = {}
@@ -157,20 +159,30 @@ def checked_sizes(bundle: Bundle, sizes: Mapping[str, float]) -> dict[str, float
         if name in checked:
             raise RequestError(f"The size of {name!r} is given twice. Give it once.")
         checked[name] = size
-    lesions = [name for name, size in checked.items() if size >= 0 and bundle.labels.find(name).is_tumor]
-    if len(lesions) > 1:
-        raise RequestError(f"A generated mask has one lesion at most; {', '.join(lesions)} were asked for.")
+    _refuse_several_lesions(bundle, [bundle.labels.find(name).value for name, size in checked.items() if size >= 0])
     return checked
 
 
+def _refuse_several_lesions(bundle: Bundle, labels: Collection[int]) -> None:
+    lesions = [bundle.labels[value].name for value in sorted(labels) if bundle.labels[value].is_tumor]
+    if generator_of(bundle).one_lesion and len(lesions) > 1:
+        raise RequestError(
+            f"A mask from the generator of bundle {bundle.name!r} has one lesion at most; {', '.join(lesions)} were "
+            "asked for. Ask for one of them."
+        )
+
+
 def class_labels(bundle: Bundle, entry: MaskGeneratorEntry) -> np.ndarray:
-    """The label of each output channel of the mask autoencoder, uint8.
+    """The label that each output channel of the mask autoencoder becomes, uint8.
 
     Raises:
         BundleError: The table of classes is missing or does not number them from 0 on.
     """
+    becomes = np.arange(256, dtype=np.uint8)
+    for label, into in entry.merged.items():
+        becomes[label] = into
     if isinstance(entry.classes, list):
-        return np.array(entry.classes, np.uint8)
+        return becomes[entry.classes]
     paths = (bundle.path(entry.classes), resources_folder() / entry.classes)
     path = next((p for p in paths if p.is_file()), None)
     if path is None:
@@ -178,6 +190,6 @@ def class_labels(bundle: Bundle, entry: MaskGeneratorEntry) -> np.ndarray:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = {int(row["generator_index"]): int(row["label"]) for row in csv.DictReader(file)}
-        return np.array([rows[index] for index in range(len(rows))], np.uint8)
-    except (KeyError, ValueError, TypeError, OverflowError) as error:
+        return becomes[[rows[index] for index in range(len(rows))]]
+    except (KeyError, ValueError, TypeError, IndexError) as error:
         raise BundleError(f"{path} is no table of classes: {error!r}. Columns: generator_index, label.") from None

@@ -4,12 +4,17 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from MAISILib.anatomy.labels import default_table
 from MAISILib.anatomy.mask_cleanup import clean_up
+from MAISILib.anatomy.nearest_label import replace_by_nearest
 from MAISILib.volumes import LabelMap
 
 LIVER, LUNG_TUMOR, HEPATIC_TUMOR, LUNG, AIRWAY, BODY = 1, 23, 26, 28, 132, 200
+VEIN, BONE_LESION = 17, 128
 
 
 def trunk() -> np.ndarray:
@@ -82,11 +87,60 @@ def test_an_empty_mask_stays_empty() -> None:
     assert not cleaned(np.zeros((4, 4, 4), np.uint8), unwanted=[LIVER]).array.any()
 
 
+def test_lesion_outside_of_its_host_is_removed_and_named() -> None:
+    array = trunk()
+    array[3:5, 3:5, 3:5] = HEPATIC_TUMOR  # in the body
+    array[8, 8, 8] = HEPATIC_TUMOR
+    result = cleaned(array)
+    expected = trunk()
+    expected[8, 8, 8] = HEPATIC_TUMOR
+    assert np.array_equal(result.array, expected)
+    assert result.notes[1] == "Removed, because it lay outside of its host: hepatic tumor (8 voxels)."
+    assert np.array_equal(cleaned(array, lesions_in_hosts=False).array, array)
+
+
+def test_lesion_of_the_body_may_lie_anywhere_in_the_patient() -> None:
+    array = trunk()
+    array[8, 8, 8] = array[20, 20, 20] = BONE_LESION
+    assert np.array_equal(cleaned(array).array, array)
+
+
+def test_gaps_in_a_lesion_are_closed_with_its_host_only() -> None:
+    array = trunk()
+    array[6:11, 6:11, 6:11] = HEPATIC_TUMOR
+    expected = array.copy()
+    array[8, 8, 8] = array[8, 8, 10] = LIVER  # a hole and a notch
+    assert np.array_equal(cleaned(array).array, expected)
+    array[8, 8, 8] = expected[8, 8, 8] = VEIN
+    assert np.array_equal(cleaned(array).array, expected)
+
+
+@given(
+    arrays(np.uint8, (7, 6, 8), elements=st.integers(0, 4)),
+    st.tuples(*[st.sampled_from([0.7, 1.0, 2.5])] * 3),
+    st.sets(st.integers(0, 4), max_size=3),
+)
+@settings(deadline=None)
+def test_removed_voxels_become_what_is_nearest_in_millimeters(
+    array: np.ndarray, spacing: tuple[float, float, float], gone: set[int]
+) -> None:
+    removed = np.isin(array, list(gone))
+    result = replace_by_nearest(array, removed, spacing)
+    assert np.array_equal(result[~removed], array[~removed])
+    if removed.any() and not removed.all():
+        places = np.argwhere(~removed)
+        for voxel in np.argwhere(removed)[:20]:
+            distances = (((places - voxel) * spacing) ** 2).sum(axis=1)
+            nearest = array[tuple(places[distances <= distances.min() + 1e-9].T)]
+            assert result[tuple(voxel)] in nearest
+
+
 @pytest.mark.parametrize("edge", [96])
 def test_clean_up_is_fast(edge: int) -> None:
     """The published scripts take 15 s and more for 96³ voxels."""
     array = np.kron(trunk(), np.ones((4, 4, 4), np.uint8))
     array[::7, ::7, ::7] = LIVER
+    cleaned(trunk())  # what is imported at first use does not count
     start = time.process_time()
     cleaned(array)
     assert array.shape == (edge,) * 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -42,7 +43,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Callable[..., Bundle]:
-    return lambda **changes: make_generating_bundle(tmp_path / "own", **changes)
+    numbers = itertools.count()
+    return lambda **changes: make_generating_bundle(tmp_path / f"own-{next(numbers)}", **changes)
 
 
 def draw(bundle: Bundle, sizes: dict[str, float], seeds: list[int], **options: Any) -> list[GeneratedMask]:
@@ -177,6 +179,24 @@ def test_classes_of_the_published_generator_come_from_its_table(own: Callable[..
 def test_refusals_name_the_value_and_what_would_do(bundle: Bundle, fields: dict[str, Any], said: str) -> None:
     with pytest.raises(RequestError, match=said):
         prepare(bundle, GenerateRequest(**fields))
+
+
+def test_two_lesions_are_refused_unless_the_bundle_says_otherwise(own: Callable[..., Bundle]) -> None:
+    one, many = (own(classes=[0, LIVER, LUNG_TUMOR, LUNG, BODY, 26], one_lesion=only) for only in (True, False))
+    for bundle in (one, many):
+        with (bundle.folder / "labels.csv").open("a", encoding="utf-8") as table:
+            table.write("26,,,,,,,,,,,\n")
+    wish: dict[str, Any] = {"controllable_anatomy_size": {"lung tumor": 0.5}, "anatomy": ["hepatic tumor"]}
+    with pytest.raises(RequestError, match=r"one lesion at most; lung tumor, hepatic tumor were asked for"):
+        prepare(one, GenerateRequest(**wish))
+    assert prepare(many, GenerateRequest(**wish)).masks.wish is not None
+
+
+def test_merged_labels_are_drawn_as_what_they_belong_to(own: Callable[..., Bundle]) -> None:
+    bundle = own(merged={LUNG_TUMOR: LUNG})
+    assert class_labels(bundle, bundle.manifest.mask_generator).tolist() == [0, LIVER, LUNG, LUNG, BODY]  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match=r"does not draw 23 \(lung tumor\)"):
+        prepare(bundle, GenerateRequest(mask="generated", anatomy=["lung tumor"]))
 
 
 def test_generator_says_what_it_does_not_draw(own: Callable[..., Bundle]) -> None:
