@@ -54,6 +54,7 @@ def run(
     ] = Precision.float16,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without images that cannot be used.")] = False,
     device: options.Device = "auto",
+    memory: options.Memory = None,
     as_json: options.Json = False,
 ) -> None:
     """Encode images to latents, with their segmentations on the same grid and a datalist that names both.
@@ -71,6 +72,7 @@ def run(
         typer.echo(f"left out: {reason}", err=True)
 
     started = time.perf_counter()
+    limit = options.memory_bytes(memory)
     rule = GridRule(keep_voxels, size, spacing)
     if autoencoder is not None:
         from MAISILib.training.run_encoding import check_run, encode_with_run
@@ -96,6 +98,7 @@ def run(
             mirrored=mirrored,
             precision=precision.value,
             device=choose_device(device),
+            memory=limit,
             skip_bad=skip_bad,
             on_skip=on_skip,
             on_progress=on_progress,

@@ -116,6 +116,24 @@ def build_request(
     return GenerateRequest(**{**base.model_dump(exclude_unset=True), **given})
 
 
+def memory_bytes(amount: str | None) -> int | None:
+    """``8GB`` as bytes.
+
+    Raises:
+        RequestError: It is no amount of memory.
+    """
+    from MAISILib.errors import RequestError
+    from MAISILib.generation.request import bytes_of
+
+    try:
+        count = bytes_of(amount)
+    except ValueError as error:
+        raise RequestError(f"--memory {amount}: {error}.") from None
+    if count == 0:
+        raise RequestError(f"--memory {amount}: give more than nothing, for example 8GB.")
+    return count
+
+
 def _organ_size(option: str) -> tuple[str, float]:
     """``mandible=0.8`` or ``larynx=absent`` as name and size.
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from MAISILib.codec.choosing import Choice, choose, counted
 from MAISILib.codec.layers import decoder_layers, encoder_layers
 from MAISILib.codec.strategies import Strategy
 from MAISILib.codec.streaming import stream
@@ -107,6 +108,26 @@ class Codec:
         self, autoencoder: nn.Module, scale_factor: float, intensity: IntensityScale, *, device: str = "cpu"
     ) -> None:
         self._autoencoder, self._scale, self._intensity, self._device = autoencoder, scale_factor, intensity, device
+
+    @property
+    def device(self) -> str:
+        """Where the autoencoder is."""
+        return self._device
+
+    def way_to_encode(
+        self, shape: tuple[int, ...], budget: float, *, host: float | None = None, disk: float = 0.0
+    ) -> Choice:
+        """The fastest way to encode an image within a budget, or else the leanest.
+
+        Args:
+            shape: Voxels ``(X, Y, Z)`` of the image.
+            budget: Bytes at hand on the device.
+            host: Bytes at hand in host memory, where the device has its own.
+            disk: Bytes at hand for temporary files.
+        """
+        layers = encoder_layers(self._autoencoder)
+        whole = counted(layers, shape, Strategy())  # computes nothing twice: where it fits no other need be weighed
+        return whole if whole.bytes <= budget else choose(layers, shape, budget, host=host, disk=disk)
 
     @torch.inference_mode()
     def posterior(

@@ -139,6 +139,7 @@ def encode_items(
     mirrored: bool = False,
     precision: Literal["float16", "float32"] = "float16",
     device: str = "cpu",
+    memory: int | None = None,
     skip_bad: bool = False,
     on_skip: Callable[[str], None] = lambda message: None,
     on_progress: OnProgress = silent,
@@ -161,10 +162,12 @@ def encode_items(
             the latent of a mirrored image is not the mirrored latent.
         precision: Type in which latents are stored.
         device: Where a bundle's autoencoder runs; a codec has its own.
+        memory: Bytes that the process may fill; all that is free by default. Images that do not fit are encoded in
+            tiles, with the same outcome but for rounding.
         skip_bad: Go on without images that cannot be read.
         on_skip: Called with the reason for each of them.
         on_progress: Hears of every image: stage ``encode``.
-        cancel: Stops at the next layer.
+        cancel: Stops at the next tile.
 
     Returns:
         What was done.
@@ -173,11 +176,11 @@ def encode_items(
         FileFormatError: Images that cannot be used: all of them are named, after the others have been encoded.
         RequestError: An image is named like what the mirrored patient of another is called.
         BundleError: The autoencoder cannot be loaded.
-        OutOfMemory: An image is too large for the device.
+        OutOfMemory: An image is too large for the memory, also in tiles. Nothing was allocated for it.
         OutputError: The folder cannot be written.
         Cancelled: On request.
     """
-    work = _Work(coder, out, autoencoder_sha256, table, grid, modality, mirrored, precision, device, cancel)
+    work = _Work(coder, out, autoencoder_sha256, table, grid, modality, mirrored, precision, device, memory, cancel)
     jobs = list(work.jobs(data))
     _check_names_apart(jobs)
     done: dict[bool, list[str]] = {True: [], False: []}
@@ -218,13 +221,14 @@ class _Work:
         mirrored: bool,
         precision: Literal["float16", "float32"],
         device: str,
+        memory: int | None,
         cancel: CancelToken | None,
     ) -> None:
         from MAISILib.anatomy.labels import default_table
         from MAISILib.bundles.bundle import Bundle
 
         self.cancel = cancel or CancelToken()
-        self._out, self._mirrored, self._device = out, mirrored, device
+        self._out, self._mirrored, self._device, self._memory = out, mirrored, device, memory
         self._precision: Literal["float16", "float32"] = precision
         self._names: Mapping[str, int] = {}
         rule = grid or GridRule()
@@ -314,14 +318,16 @@ class _Work:
         from MAISILib.codec.codec import IntensityScale
         from MAISILib.files.images import read_image
         from MAISILib.resampling import resample_volume, to_canonical
+        from MAISILib.training.encoding_memory import way_to_encode
 
         volume = read_image(item.image, "HU" if ct else "arbitrary", 0)
         fill = AIR_HU if ct else float(volume.array.min())
         volume = resample_volume(Volume(*to_canonical(volume.array, volume.affine), volume.units), target, fill=fill)
         array = mirrored_image(volume.array) if header.mirrored else volume.array
         codec, scale = self._loaded(), None if ct else IntensityScale("mr")
-        self.cancel.check()
-        mean, deviation = (value[0] for value in codec.posterior(array, scale))
+        how = way_to_encode(codec, array.shape, self._memory)
+        posterior = codec.posterior(array, scale, how, on_tile=lambda done, total: self.cancel.check())
+        mean, deviation = (value[0] for value in posterior)
         factors = {n / m for n, m in zip(array.shape, mean.shape[1:], strict=True)}
         factor = int(next(iter(factors)))
         if factors != {factor}:
@@ -339,11 +345,7 @@ class _Work:
             assert self._bundle is not None
             intensity = self._bundle.manifest.intensity
             scale = IntensityScale("ct", intensity.low, intensity.high) if intensity.kind == "ct" else IntensityScale()
-            network = self._bundle.load("autoencoder", self._device)
-            for module in network.modules():
-                if next(module.children(), None) is None:
-                    module.register_forward_pre_hook(lambda module, inputs: self.cancel.check())
-            self._codec = Codec(network, 1.0, scale, device=self._device)
+            self._codec = Codec(self._bundle.load("autoencoder", self._device), 1.0, scale, device=self._device)
         return self._codec
 
 

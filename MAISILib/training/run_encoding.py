@@ -12,7 +12,6 @@ from MAISILib.bundles.bundle import open_bundle
 from MAISILib.bundles.networks import compression_factor
 from MAISILib.codec.codec import Codec, IntensityScale
 from MAISILib.errors import RequestError
-from MAISILib.generation.progress import CancelToken, interruptible
 from MAISILib.training.datalist import Datalist
 from MAISILib.training.encoding import Encoded, GridRule, encode_items
 from MAISILib.training.modalities import modality_code
@@ -41,7 +40,6 @@ def encode_with_run(
     *,
     grid: GridRule | None = None,
     device: str = "cpu",
-    cancel: CancelToken | None = None,
     **options: Any,
 ) -> Encoded:
     """As :func:`encode_items`, with the averaged autoencoder of a run as a bundle will hold it (rounded to fp16).
@@ -55,26 +53,23 @@ def encode_with_run(
         grid: Which voxels; numbers of voxels are multiples of what one latent voxel stands for and, where the grid
             names no size, of the recipe's ``data.divisor``.
         device: Where the autoencoder runs.
-        cancel: Stops at the next layer.
-        **options: Those of :func:`encode_items`.
+        **options: Others of :func:`encode_items`.
 
     Raises:
         TrainingError: ``run`` is no ended training of an autoencoder.
         MaisiError: As :func:`encode_items`.
     """
-    trained, cancel = trained_network(run, NETWORK), cancel or CancelToken()
+    trained = trained_network(run, NETWORK)
     recipe = parse_recipe(trained.recipe, AutoencoderRecipe, str(run))
-    with interruptible(trained.load().to(device), cancel) as network:
-        return encode_items(
-            Codec(network, 1.0, IntensityScale(), device=device),
-            data,
-            out,
-            autoencoder_sha256=trained.sha256,
-            table=open_bundle(recipe.labels_of).labels if recipe.labels_of else default_table(),
-            grid=_stepped(trained, grid or GridRule()),
-            cancel=cancel,
-            **options,
-        )
+    return encode_items(
+        Codec(trained.load().to(device), 1.0, IntensityScale(), device=device),
+        data,
+        out,
+        autoencoder_sha256=trained.sha256,
+        table=open_bundle(recipe.labels_of).labels if recipe.labels_of else default_table(),
+        grid=_stepped(trained, grid or GridRule()),
+        **options,
+    )
 
 
 def _stepped(trained: TrainedNetwork, grid: GridRule) -> GridRule:

@@ -110,6 +110,8 @@ def test_a_training_encodes_before_there_is_a_bundle(maisi: Maisi, work: Path, r
         ("--modality cr", "Unknown modality 'cr'"),
         ("--autoencoder gone", "Let the training 'gone' end first"),
         ("--data gone.json", "gone.json does not exist"),
+        ("--memory plenty", "--memory plenty: write an amount of memory"),
+        ("--memory 0GB", "--memory 0GB: give more than nothing"),
     ],
 )
 def test_senseless_options_beside_a_training_are_refused(
@@ -156,6 +158,14 @@ def test_bad_images_are_named_or_left_out(maisi: Maisi, refused: Maisi, tiny: Pa
     assert told.json["encoded"] == ["p1", "p22"]
     assert [reason.split(":")[0] for reason in told.json["skipped"]] == ["p3", "p4"]
     assert told.err.count("left out: ") == 2
+
+
+def test_too_little_memory_is_told_before_it_is_taken(maisi: Maisi, tiny: Path, data: Path) -> None:
+    told = maisi("encode", "--bundle", tiny, "--data", data, "--out", "latents", "--memory", "20MB")
+    assert told.code == 3
+    assert "Encoding 16×16×16 voxels" in told.err
+    assert "0.02 GB in all were asked for" in told.err
+    assert "Traceback" not in told.err
 
 
 def test_ctrl_c_leaves_whole_latents_only(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -17,7 +18,8 @@ from MAISILib.bundles.bundle import Bundle
 from MAISILib.bundles.catalogue import downloadable
 from MAISILib.bundles.weights import sha256_of
 from MAISILib.codec.codec import Codec, IntensityScale
-from MAISILib.errors import Cancelled, FileFormatError, RequestError
+from MAISILib.codec.strategies import Strategy
+from MAISILib.errors import Cancelled, FileFormatError, OutOfMemory, RequestError
 from MAISILib.files.images import read_image, read_mask
 from MAISILib.files.nifti import write_labels, write_volume
 from MAISILib.generation.progress import CancelToken, Progress
@@ -221,6 +223,58 @@ def test_an_unbroken_run_and_one_that_was_broken_off_give_the_same(bundle: Bundl
     assert "p0" in encode(bundle, data, tmp_path / "broken").kept
     for path in (tmp_path / "unbroken").iterdir():
         assert path.read_bytes() == (tmp_path / "broken" / path.name).read_bytes()
+
+
+@pytest.fixture
+def ways(monkeypatch: pytest.MonkeyPatch) -> list[Strategy]:
+    """The ways that images have gone through the encoder."""
+    taken: list[Strategy] = []
+    original = Codec.posterior
+
+    def watched(self: Codec, image: Any, intensity: Any, how: Strategy, **options: Any) -> Any:
+        taken.append(how)
+        return original(self, image, intensity, how, **options)
+
+    monkeypatch.setattr(Codec, "posterior", watched)
+    return taken
+
+
+def test_little_memory_gives_the_same_latents(
+    bundle: Bundle, data: Path, tmp_path: Path, ways: list[Strategy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (48, 48, 48)
+    rule, items = GridRule(size=size), Datalist(read_datalist(data).training[:1], ())
+    encode(bundle, items, tmp_path / "plenty", grid=rule, precision="float32")
+    codec = Codec(bundle.load("autoencoder"), 1.0, IntensityScale())
+    whole = codec.way_to_encode(size, 1e12).bytes
+    free = lambda device: psutil.Process().memory_info().rss + whole // 2  # noqa: E731
+    monkeypatch.setattr("MAISILib.training.encoding_memory.available_bytes", free)
+    encode(bundle, items, tmp_path / "little", grid=rule, precision="float32")
+    assert [way.name for way in ways] == ["whole", "recompute"]
+    plenty, little = (read_posterior(tmp_path / folder / "p0_emb.safetensors") for folder in ("plenty", "little"))
+    for one, other in zip(plenty, little, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+def test_an_image_that_no_way_fits_is_refused_with_what_it_needs(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutOfMemory, match=r"Encoding 16×16×16 voxels on cpu needs at least .* asked for.*--size"):
+        encode(bundle, data, tmp_path / "out", memory=1_000_000)
+    assert not (tmp_path / "out" / "latents.json").exists()
+
+
+def test_a_cancel_stops_within_an_image(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    class LateCancel(CancelToken):
+        checks = 0
+
+        def check(self) -> None:
+            self.checks += 1
+            if self.checks == 5:  # once before the image, then at every tile
+                self.cancel()
+            super().check()
+
+    with pytest.raises(Cancelled):
+        encode(bundle, data, tmp_path / "out", cancel=LateCancel())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["p0_mask.nii.gz"]
 
 
 def test_unreadable_images_are_named_and_the_others_go_on(bundle: Bundle, data: Path, tmp_path: Path) -> None:
