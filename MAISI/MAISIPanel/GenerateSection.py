@@ -11,6 +11,7 @@ from slicer.i18n import tr as _
 
 from MAISIPanel.AnatomyPicker import AnatomyPicker
 from MAISIPanel.CostLine import CostLine
+from MAISIPanel.GenerationJob import Callbacks
 from MAISIPanel.GridControls import GridControls
 from MAISIPanel.Parameters import GenerateParameters
 from MAISIPanel.RegionBoxes import RegionBoxes
@@ -152,25 +153,26 @@ class GenerateSection:
 
     # ------------------------------------------------------------------ runs
 
-    def start(self, begin: Callable[..., Any], count: int) -> None:
-        """Runs something that takes the callbacks of ``MAISILogic.generateAsync``, and shows how it goes.
-
-        Args:
-            begin: Starts it.
-            count: Number of images that it makes.
-        """
+    def start(self, begin: Callable[[], Any]) -> None:
+        """Begins a run; `follow` then shows how it goes. One after another: where one runs, the user is told."""
         if self.run.isRunning:
             self._notify(_("An image is being made already. Wait for it, or cancel it first."))
-            return
-        self.run.start(count)
-        self._notes = []
-        begin(
-            onDone=lambda _nodes: self._ended(),
-            onProgress=self.run.show,
-            onSample=self._onSample,
-            onNote=self._onNote,
-            onFailed=self._onFailed,
-            onCancelled=self._ended,
+        else:
+            begin()
+
+    def follow(self, job: Any) -> None:
+        """Shows how a run goes, and lets the user cancel it; also one that the console or the effect has begun."""
+        self.run.start(job.count)
+        self._notes = list(job.notes)
+        job.follow(
+            Callbacks(
+                onDone=lambda _nodes: self._ended(),
+                onProgress=self.run.show,
+                onSample=self._onSample,
+                onNote=self._onNote,
+                onFailed=self._onFailed,
+                onCancelled=self._ended,
+            )
         )
 
     def _onGenerate(self) -> None:
@@ -181,7 +183,7 @@ class GenerateSection:
             return
         self._logic.parameterNode.set(parameters)
         self._notify("")
-        self.start(lambda **callbacks: self._logic.generateFromParameters(parameters, **callbacks), parameters.count)
+        self.start(lambda: self._logic.generateFromParameters(parameters))
 
     def _onNote(self, note: str) -> None:
         self._notes.append(note)

@@ -51,11 +51,14 @@ class GenerationJob:
         client: Of the engine.
         results: The results of the scene.
         later: Calls a function from the event loop.
-        callbacks: Who wants to know.
+        callbacks: Who wants to know; `follow` adds others.
+        count: Number of samples that are asked for.
     """
 
-    def __init__(self, client: WorkerClient, results: ResultList, later: Later, callbacks: Callbacks) -> None:
-        self.isRunning = True
+    def __init__(
+        self, client: WorkerClient, results: ResultList, later: Later, callbacks: Callbacks, count: int = 1
+    ) -> None:
+        self.isRunning, self.count = True, count
         #: Volume and segmentation node (or None) of each sample that is in the scene.
         self.nodes: list[tuple[Any, Any]] = []
         #: What the user should know, such as what was changed in a segmentation.
@@ -63,7 +66,7 @@ class GenerationJob:
         #: What went wrong, as an exception that can be raised; None where nothing did.
         self.error: MaisiError | None = None
         self._kind = ""
-        self._client, self._results, self._later, self._callbacks = client, results, later, callbacks
+        self._client, self._results, self._later, self._followers = client, results, later, [callbacks]
         self._scene = results.scene
         self._folder: Path | None = None
         #: How the image of a segmentation is named and where it lies.
@@ -75,6 +78,10 @@ class GenerationJob:
         self._arrivals: deque[Callable[[], Any]] = deque()
         self._steps: Any = None
         self._observer: int | None = None
+
+    def follow(self, callbacks: Callbacks) -> None:
+        """Someone else wants to know, from now on."""
+        self._followers.append(callbacks)
 
     # ------------------------------------------------------------------ what to do
 
@@ -189,7 +196,7 @@ class GenerationJob:
             "generate",
             fields,
             lambda data: self._finishWhenShown(),
-            onProgress=lambda event: tell(self._callbacks.onProgress, event),
+            onProgress=lambda event: self._tell("onProgress", event),
             onSample=lambda event: self._sampleCame(event, suffix),
         )
 
@@ -244,7 +251,7 @@ class GenerationJob:
         if not self.nodes:
             self._results.show(entry)
         self.nodes.append((shown.volume, shown.segmentation))
-        tell(self._callbacks.onSample, shown.volume, shown.segmentation)
+        self._tell("onSample", shown.volume, shown.segmentation)
 
     def _notShown(self, error: MaisiError) -> None:
         """A sample that cannot be read is not lost: its folder stays, and the message says where."""
@@ -282,12 +289,12 @@ class GenerationJob:
         self._stopObserving()
         self._removeFolder()
         if self.error is not None:
-            tell(self._callbacks.onFailed, str(self.error), self._kind)
+            self._tell("onFailed", str(self.error), self._kind)
         elif self._isCancelled:
             self.error = errors.Cancelled("Cancelled.")
-            tell(self._callbacks.onCancelled)
+            self._tell("onCancelled")
         else:
-            tell(self._callbacks.onDone, self.nodes)
+            self._tell("onDone", self.nodes)
 
     def _observe(self) -> None:
         if self._observer is None:
@@ -309,11 +316,15 @@ class GenerationJob:
         for note in notes:
             if note not in self.notes:
                 self.notes.append(note)
-                tell(self._callbacks.onNote, note)
+                self._tell("onNote", note)
 
     def _progress(self, stage: str, message: str) -> None:
         event = {"event": "progress", "stage": stage, "done": 0, "total": 0, "message": message}
-        tell(self._callbacks.onProgress, event)
+        self._tell("onProgress", event)
+
+    def _tell(self, name: str, *news: Any) -> None:
+        for callbacks in self._followers:
+            tell(getattr(callbacks, name), *news)
 
 
 def _asOurs(error: Exception, what: str) -> MaisiError:

@@ -14,7 +14,7 @@ from MAISIPanel.GenerationJob import Callbacks, GenerationJob, errorOf
 from MAISIPanel.MaskFiles import PlannedMask, labelTable
 from MAISIPanel.Parameters import GenerateParameters, ParameterNode
 from MAISIPanel.Results import ResultEntry, ResultList
-from MAISIPanel.WorkerClient import Later, WorkerClient
+from MAISIPanel.WorkerClient import Later, WorkerClient, tell
 
 Nodes = tuple[Any, Any]
 
@@ -75,6 +75,8 @@ class MAISILogic:
         self._later = later or _qtTimer
         self._processEvents = processEvents or _applicationEvents
         self._client = client or WorkerClient(_qtProcess, lambda: engineCommand(externalPython()), self._later)
+        #: Called with each `GenerationJob` that begins, whoever has asked for it; the panel follows it.
+        self.onBegun: Callable[[GenerationJob], Any] | None = None
         self._job: GenerationJob | None = None
         self._jobs: list[GenerationJob] = []
         self._plannedMask = PlannedMask()
@@ -185,6 +187,7 @@ class MAISILogic:
         return self._start(
             callbacks,
             lambda job: job.generate(bundle, request, device, segmentationNode, referenceVolumeNode),
+            request.get("count", 1),
         )
 
     def generateFromParameters(self, parameters: GenerateParameters, **callbacks: Any) -> GenerationJob:
@@ -203,7 +206,7 @@ class MAISILogic:
             nodes = (segmentation, reference) if isForSegmentation else (None, None)
             job.generate(parameters.bundle, parameters.toRequest(), parameters.device, *nodes)
 
-        return self._start(Callbacks(**callbacks), begin)
+        return self._start(Callbacks(**callbacks), begin, parameters.count)
 
     def plan(
         self,
@@ -336,17 +339,18 @@ class MAISILogic:
 
     # ------------------------------------------------------------------ how
 
-    def _newJob(self, callbacks: Callbacks) -> GenerationJob:
-        job = GenerationJob(self.client, self.results, self._later, callbacks)
+    def _newJob(self, callbacks: Callbacks, count: int = 1) -> GenerationJob:
+        job = GenerationJob(self.client, self.results, self._later, callbacks, count)
         self._jobs = [*(each for each in self._jobs if each.isRunning), job]
         return job
 
-    def _start(self, callbacks: Callbacks, begin: Callable[[GenerationJob], None]) -> GenerationJob:
-        job = self._newJob(callbacks)
+    def _start(self, callbacks: Callbacks, begin: Callable[[GenerationJob], None], count: int = 1) -> GenerationJob:
+        job = self._newJob(callbacks, count)
         if self.isGenerating:
             job.fail("A generation is running already. Wait for it, or cancel it first.", "RequestError")
             return job
         self._job = job
+        tell(self.onBegun, job)
         begin(job)
         return job
 

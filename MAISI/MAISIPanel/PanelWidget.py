@@ -52,6 +52,9 @@ class PanelWidget:
         )
         self.widget.setMRMLScene(slicer.mrmlScene)
         logic.client.onCrash = self._onCrash
+        logic.onBegun = self.generate.follow
+        if logic.isGenerating:  # begun by the console or the effect before the module was opened
+            self.generate.follow(logic.job)
         self._isFresh = True
         self._nodesTimer = qt.QTimer()
         self._nodesTimer.setSingleShot(True)
@@ -72,7 +75,7 @@ class PanelWidget:
 
     def cleanup(self) -> None:
         """The panel is taken down."""
-        self.logic.client.onCrash = None
+        self.logic.client.onCrash = self.logic.onBegun = None
         self._nodesTimer.stop()
         self.generate.cleanup()
         self.fineTune.cleanup()

@@ -26,7 +26,7 @@ class ResultsSection:
         ui: Widgets of ``MAISIResults.ui`` by name.
         notify: Shows a line to the user.
         dialogs: Asks for folders, and before deleting.
-        run: Runs something with the callbacks of ``MAISILogic.generateAsync``, shown as a run of so many images.
+        run: Begins a run, where none is going on.
     """
 
     def __init__(
@@ -121,9 +121,7 @@ class ResultsSection:
         self._with(1, lambda entry: self._logic.results.chart(entry))
 
     def _onReplay(self) -> None:
-        self._with(
-            1, lambda entry: self._run(lambda **callbacks: self._logic.replayAsync(entry.volumeNode, **callbacks), 1)
-        )
+        self._with(1, lambda entry: self._run(lambda: self._logic.replayAsync(entry.volumeNode)))
 
     def _onSave(self) -> None:
         selected = self.selected

@@ -47,6 +47,40 @@ def test_cancel_ends_the_run(user: PanelUser, monkeypatch: pytest.MonkeyPatch) -
     assert user.rows() == []
 
 
+def test_a_run_that_the_console_or_the_effect_has_begun_is_shown_and_can_be_cancelled(
+    user: PanelUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from MAISIPanel import RunControls
+
+    monkeypatch.setattr(RunControls, "DOUBLE_CLICK_SECONDS", -1.0)
+    done: list[Any] = []
+    job = user.panel.logic.generateAsync(seed=3, count=2, onCancelled=lambda: done.append("cancelled"))
+    sent = user.client.last("generate")
+    sent.progress("diffusion", 3, 30, sample=1)
+    assert user.reads("generateButton") == "Cancel"
+    assert user.reads("stageLabel") == "Image 2 of 2: Sampling"
+    user.press("generateButton")
+    assert sent.isCancelled
+    sent.cancelled()
+    assert (done, job.isRunning) == (["cancelled"], False)
+    assert user.reads("generateButton") == "Generate"
+
+
+def test_a_panel_that_is_opened_during_a_run_shows_it(user: PanelUser) -> None:
+    import qt
+    from MAISIPanel.PanelWidget import PanelWidget
+
+    user.panel.cleanup()
+    user.panel.logic.generateAsync(seed=3)
+    frame = qt.QWidget()
+    frame.setLayout(qt.QVBoxLayout())
+    panel = PanelWidget(frame, user.panel.logic)
+    assert frame.findChild(qt.QWidget, "generateButton").text == "Cancel"
+    user.client.last("generate").fail("The library is empty.", "MaskError")
+    assert frame.findChild(qt.QWidget, "generateButton").text == "Generate"
+    panel.cleanup()
+
+
 def test_an_error_is_told_in_the_panel_and_not_in_a_window(user: PanelUser, dialogs: Any) -> None:
     user.generate().fail("No mask of the library holds all of: mandible, heart. Leave one out.", "MaskError")
     assert user.message.startswith("No mask of the library")
