@@ -22,10 +22,23 @@ Mode = Literal["exact", "upstream"]
 
 @dataclass(frozen=True)
 class FlowStep:
-    """One step along the flow: evaluate the velocity at ``time`` (training timesteps), go on by ``delta`` (of 1)."""
+    """One step along the flow: evaluate the velocity at ``time`` (training timesteps), go on by ``delta`` (of 1).
+
+    The state there is ``alpha·x₀ + sigma·noise`` with ``sigma = time/T``.
+    """
 
     time: float
     delta: float
+    sigma: float
+
+    @property
+    def alpha(self) -> float:
+        """The part of the image, ``1 − sigma``."""
+        return 1.0 - self.sigma
+
+    def clean(self, x: torch.Tensor, velocity: torch.Tensor) -> torch.Tensor:
+        """The image that a state and the network's velocity point to."""
+        return x + self.sigma * velocity
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,10 @@ class DdpmStep:
     from_clean: float
     from_noisy: float
     deviation: float
+
+    def clean(self, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """The image that a state and the network's noise point to."""
+        return (x - self.sigma * noise) / self.alpha
 
 
 @dataclass(frozen=True)
@@ -82,11 +99,12 @@ class FlowSchedule:
         total = self.train_timesteps
         times = [self.bend((1.0 - i / count) * total, latent_voxels) for i in range(count)]
         if mode == "exact":
-            return [FlowStep(t, (t - after) / total) for t, after in zip(times, [*times[1:], 0.0], strict=True)]
+            ends = [*times[1:], 0.0]
+            return [FlowStep(t, (t - after) / total, t / total) for t, after in zip(times, ends, strict=True)]
         rounded = np.asarray(times).astype(np.float16)
         following = [*(int(t) for t in rounded[1:]), 0]
         return [
-            FlowStep(float(t), float(t - np.float16(after)) / total)
+            FlowStep(float(t), float(t - np.float16(after)) / total, float(t) / total)
             for t, after in zip(rounded, following, strict=True)
         ]
 

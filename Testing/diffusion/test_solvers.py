@@ -147,7 +147,7 @@ def test_defaults_fit_the_kind_of_model() -> None:
 
 
 def test_misspelt_solver_is_refused_with_near_names() -> None:
-    with pytest.raises(RequestError, match=r"Unknown solver 'eulr'.*known: euler, ancestral.*Did you mean 'euler'"):
+    with pytest.raises(RequestError, match=r"Unknown solver 'eulr'.*known: euler, heun.*ddim\. Did you mean 'euler'"):
         make_solver("eulr", "rflow")
 
 

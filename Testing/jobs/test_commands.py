@@ -160,7 +160,7 @@ def test_sources_that_are_not_there_are_not_offered(do: Do, tmp_path: Path) -> N
     bare = make_tiny_bundle(tmp_path / "bare", with_controlnet=False)
     assert do("describe", bundle=str(bare))["mask_sources"] == ["none"]
     ddpm = do("describe", bundle=str(make_tiny_bundle(tmp_path / "ddpm", "ddpm")))
-    assert (ddpm["solvers"], ddpm["guidance"], ddpm["needs_regions"]) == (["ancestral", "ddim"], False, True)
+    assert (ddpm["solvers"], ddpm["guidance"], ddpm["needs_regions"]) == (["ancestral", "ddim", "dpm++"], False, True)
     assert ddpm["regions"] == ["head", "chest", "abdomen", "lower"]
     broken = make_tiny_bundle(tmp_path / "broken", with_masks=1)
     (broken / "library" / "masks.json").unlink()
