@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import numpy as np
 
+from MAISILib.anatomy.body_in_ct import TISSUE_HU, body_from_ct, superior_axis
 from MAISILib.anatomy.labels import LabelTable
 from MAISILib.errors import MaskError
-from MAISILib.resampling import resample_volume
 from MAISILib.volumes import LabelMap, Volume
 
-#: Above is tissue, below is gas or air. Between lung (−900 to −600 HU) and fat (−120 to −80 HU).
-TISSUE_HU = -300.0
-#: Sheets thinner than twice this do not belong to the patient: table tops, cables, blankets (mm).
-OPENING_MM = 3.0
-#: A part smaller than this fraction of the largest is not patient, unless an organ lies in it.
-SMALLEST_PART = 0.05
 #: Room between the outermost labels and the skin where no CT tells it (mm).
 MARGIN_MM = 10.0
+#: Bones that lie alone in an arm or a leg.
+LIMB_BONES = ("left humerus", "right humerus", "left femur", "right femur")
+#: Room around such a bone, as a multiple of its radius: an arm of 33 cm around a bone of 24 mm across has 3.4, a thigh
+#: of 50 cm around one of 28 mm 4.7. Somewhat less: a guess shall not be fatter than the patient.
+LIMB_TO_BONE = 3.0
 #: Slices this near (mm) share one outline, so that the hull has no steps.
 SMOOTHING_MM = 12.0
 #: Directions in which the hull is measured; 72 leave less than 0.1 % between a circle and its polygon.
@@ -39,7 +38,7 @@ def add_body(mask: LabelMap, ct: Volume | None = None, *, margin_mm: float = MAR
     Args:
         mask: Organs, in any orientation.
         ct: A CT of the same patient in HU, on any grid; its outline is used where it is given.
-        margin_mm: Without a CT, how far the skin lies outside the outermost labels.
+        margin_mm: Without a CT, how far the skin lies outside the outermost labels; more around bones of arms and legs.
 
     Returns:
         A new mask; its ``notes`` say what was done. Without a CT, a mask that has a body already comes back as it is.
@@ -66,62 +65,11 @@ def add_body(mask: LabelMap, ct: Volume | None = None, *, margin_mm: float = MAR
     return mask.with_array(array, notes=(*mask.notes, f"Body (label 200) added from {how}: {milliliters:.0f} mL."))
 
 
-# ------------------------------------------------------------------ with a CT
-
-
-def body_from_ct(ct: Volume, mask: LabelMap) -> np.ndarray:
-    """The patient in a CT, on the mask's grid, with lungs and airways filled and without the table.
-
-    Returns:
-        ``(X, Y, Z)`` bool, on the mask's grid.
-
-    Raises:
-        MaskError: No tissue there.
-    """
-    from scipy import ndimage
-
-    axis = _superior_axis(mask)
-    hounsfield = np.moveaxis(resample_volume(ct, mask.grid, fill=-1000.0).array, axis, 2)
-    organs = np.moveaxis(mask.array, axis, 2)
-    spacing = np.delete(mask.spacing, axis)
-    tissue = hounsfield > TISSUE_HU
-    cross = np.zeros((3, 3, 3), dtype=bool)
-    cross[:, 1, 1] = cross[1, :, 1] = True  # within a slice: a table is thin across, and long along the patient
-    steps = int(OPENING_MM / float(spacing.min()))  # none for coarse voxels: they blur a thin table into air
-    rim = steps + 1  # the picture may end inside the patient
-    padded = np.pad(tissue, ((rim, rim), (rim, rim), (0, 0)), mode="edge")
-    core = (ndimage.binary_opening(padded, cross, iterations=steps) if steps else padded)[rim:-rim, rim:-rim]
-    parts: np.ndarray
-    parts, count = ndimage.label(core)  # type: ignore[misc]
-    if count == 0:
-        raise MaskError(
-            f"The CT shows no tissue above {TISSUE_HU:.0f} HU where the mask lies. "
-            "Check that it is in HU and belongs to the same patient, or make the envelope without a CT."
-        )
-    sizes = np.bincount(parts.ravel(), minlength=count + 1)
-    sizes[0] = 0
-    kept: np.ndarray = sizes >= SMALLEST_PART * sizes.max()
-    kept |= np.bincount(parts[(organs > 0) & (organs != LabelTable.BODY)], minlength=count + 1) > 0
-    kept[0] = False
-    # Ears, nose and fingers went with the opening: give back the tissue near the parts that stayed.
-    near: np.ndarray = ndimage.binary_dilation(kept[parts], cross, iterations=rim)
-    body = (near & tissue) | (organs > 0)
-    closed: np.ndarray = ndimage.binary_closing(np.pad(body, ((2, 2), (2, 2), (0, 0))), cross)[2:-2, 2:-2]
-    closed = closed | body
-    for k in range(closed.shape[2]):  # lungs, bowel gas and airway: enclosed within a slice
-        closed[:, :, k] = ndimage.binary_fill_holes(closed[:, :, k])
-    return np.moveaxis(closed, 2, axis)
-
-
-# --------------------------------------------------------------- without a CT
-
-
 def body_from_labels(mask: LabelMap, margin_mm: float = MARGIN_MM) -> np.ndarray:
-    """A smooth hull of the labels, on the mask's grid.
+    """A smooth hull of the labels, on the mask's grid. Each label lies inside.
 
-    Every slice across the patient gets the convex hull of its labels. Hulls are blended along the body and interpolated
-    across slices without labels by their support functions (the sum of convex shapes is convex), then grown by a ball
-    of ``margin_mm``. Each label lies inside.
+    Arms and legs whose bones are labeled (``LIMB_BONES``) have hulls of their own: no web spans between them and the
+    trunk.
 
     Returns:
         ``(X, Y, Z)`` bool.
@@ -129,14 +77,37 @@ def body_from_labels(mask: LabelMap, margin_mm: float = MARGIN_MM) -> np.ndarray
     Raises:
         MaskError: The mask is empty.
     """
+    present = np.flatnonzero(mask.counts)
+    if not present.any():
+        raise MaskError("The mask is empty, so there is nothing to put a body around. Segment at least one structure.")
+    limbs = [v for v in map(int, present) if v in mask.table and mask.table[v].name in LIMB_BONES]
+    axis = superior_axis(mask)
+    array = np.ascontiguousarray(np.moveaxis(mask.array, axis, 2))
+    spacing = np.array([*np.delete(mask.spacing, axis), mask.spacing[axis]])
+    inside = array != 0
+    lookup = np.isin(np.arange(256), [0, *limbs], invert=True)
+    for labeled, in_limb in [(lookup[array] if limbs else inside, False), *((array == bone, True) for bone in limbs)]:
+        if labeled.any():
+            room = max(margin_mm, LIMB_TO_BONE * _radius(labeled, spacing)) if in_limb and margin_mm else margin_mm
+            _add_hull(labeled, spacing, room, inside)
+    return np.moveaxis(inside, 2, axis)
+
+
+def _radius(bone: np.ndarray, spacing: np.ndarray) -> float:
+    """Of a disc with the median area of the bone's slices, in mm."""
+    areas = bone.sum(axis=(0, 1))
+    return float(np.sqrt(np.median(areas[areas > 0]) * spacing[0] * spacing[1] / np.pi))
+
+
+def _add_hull(labeled: np.ndarray, spacing: np.ndarray, margin_mm: float, inside: np.ndarray) -> None:
+    """Marks in ``inside`` the smooth hull of the labels ``(A, B, N)``, slices last.
+
+    Every slice gets the convex hull of its labels. Hulls are blended along the body and interpolated across slices
+    without labels by their support functions (the sum of convex shapes is convex), then grown by a ball.
+    """
     from scipy import ndimage
 
-    axis = _superior_axis(mask)
-    labeled = np.moveaxis(mask.array, axis, 2) != 0
     slices = np.flatnonzero(labeled.any(axis=(0, 1)))
-    if not len(slices):
-        raise MaskError("The mask is empty, so there is nothing to put a body around. Segment at least one structure.")
-    spacing = np.array([*np.delete(mask.spacing, axis), mask.spacing[axis]])
     angles = np.arange(_DIRECTIONS) * 2 * np.pi / _DIRECTIONS
     first, last = slices[0], slices[-1]
     support = _support(labeled[:, :, slices], spacing, angles)
@@ -150,9 +121,7 @@ def body_from_labels(mask: LabelMap, margin_mm: float = MARGIN_MM) -> np.ndarray
     levels = np.arange(max(0, first - beyond), min(labeled.shape[2], last + beyond + 1))
     away = (levels - levels.clip(first, last)) * spacing[2]
     support = support[:, levels.clip(first, last) - first] + np.sqrt(np.maximum(margin_mm**2 - away**2, 0.0))
-    hull = np.zeros(labeled.shape, dtype=bool)
-    hull[:, :, levels] = _fill(support, labeled.shape[:2], spacing, angles)
-    return np.moveaxis(hull | labeled, 2, axis)
+    inside[:, :, levels[0] : levels[-1] + 1] |= _fill(support, labeled.shape[:2], spacing, angles)
 
 
 def hulls_of_slices(inside: np.ndarray, mask: LabelMap) -> np.ndarray:
@@ -165,7 +134,7 @@ def hulls_of_slices(inside: np.ndarray, mask: LabelMap) -> np.ndarray:
     Returns:
         ``(X, Y, Z)`` bool.
     """
-    axis = _superior_axis(mask)
+    axis = superior_axis(mask)
     spacing = np.array([*np.delete(mask.spacing, axis), mask.spacing[axis]])
     angles = np.arange(_DIRECTIONS) * 2 * np.pi / _DIRECTIONS
     slices = np.moveaxis(inside, axis, 2)
@@ -200,8 +169,3 @@ def _fill(support: np.ndarray, shape: tuple[int, int], spacing: np.ndarray, angl
             low = np.maximum(low, (reach - sine * across) / cosine)
     along = (np.arange(shape[0]) * spacing[0])[:, None, None]
     return (along >= low) & (along <= high)
-
-
-def _superior_axis(mask: LabelMap) -> int:
-    """The voxel axis that runs most nearly along the patient."""
-    return int(np.argmax(np.abs(mask.affine[2, :3]) / np.asarray(mask.spacing)))

@@ -89,6 +89,17 @@ def test_empty_mask_and_model_without_body_label_are_refused():
         add_body(LabelMap(np.full((2, 2, 2), 22, np.uint8), np.eye(4), table))
 
 
+def test_arms_and_legs_get_hulls_of_their_own():
+    array = np.zeros((120, 60, 50))
+    array[40:80, 15:45, 10:40] = 1
+    array[6:12, 27:33, 5:45], array[108:114, 27:33, 5:45] = 88, 87  # arms hang beside the trunk
+    body = body_from_labels(label_map(array, np.diag([4.0, 4.0, 8.0, 1.0])), 10.0)
+    assert not body[[25, 95], :, :].any(), "air between arms and trunk"
+    assert body[60, 30, 25]
+    assert body[[9, 111], 22, 25].all(), "an arm is thicker than its bone and the margin"
+    assert body[9, 30, 45], "where the trunk has ended"
+
+
 # ------------------------------------------------------------------ with a CT
 
 
@@ -140,3 +151,47 @@ def test_organ_outside_of_the_ct_is_kept():
     array = np.zeros(ct.array.shape)
     array[2, 45, 3] = 91
     assert add_body(label_map(array, ct.affine), ct).array[2, 45, 3] == 91
+
+
+def head_on_a_headrest() -> tuple[Volume, np.ndarray]:
+    """A CT of 1 mm: a head with a long nose in a cup that it touches, on a solid table with rails, between its arms."""
+    x, y, _ = np.meshgrid(np.arange(300), np.arange(220), np.arange(8), indexing="ij")  # y runs to the front
+    head = ((x - 150) / 70) ** 2 + ((y - 130) / 80) ** 2 <= 1
+    arms = (((np.abs(x - 150) - 120) / 22) ** 2 + ((y - 90) / 28) ** 2) <= 1
+    nose = (np.abs(x - 150) <= 3) & (y >= 205) & (y < 217)
+    patient = head | arms | nose
+    hu = np.where(patient, 40.0, -1000.0)
+    hu[((x - 150) / 30) ** 2 + ((y - 140) / 35) ** 2 <= 1] = -990  # a sinus
+    far = np.hypot(x - 150, y - 140)
+    hu[(far > 90) & (far <= 94) & (y < 90) & ~patient] = 100  # the cup
+    hu[20:280, 8:26] = 120  # solid, 18 mm thick, 4680 mm²: a quarter of the head
+    hu[60:90, 28:44], hu[210:240, 28:44] = 200, 200  # rails above the table, behind the head
+    return Volume(hu, Grid.axis_aligned((300, 220, 8), (1.0, 1.0, 3.0)).affine), patient
+
+
+@pytest.mark.parametrize("coarser", [1, 2, 4])
+def test_headrest_and_all_pieces_of_the_table_go_and_arms_stay(coarser: int):
+    ct, patient = head_on_a_headrest()
+    step = (slice(None, None, coarser),) * 2
+    affine = ct.affine @ np.diag([coarser, coarser, 1, 1])
+    patient = patient[step]
+    array = np.zeros(patient.shape)
+    array[150 // coarser, 60 // coarser : 70 // coarser] = 22
+    inside = add_body(label_map(array, affine), Volume(np.ascontiguousarray(ct.array[step]), affine)).array > 0
+    dice = 2 * (inside & patient).sum() / (inside.sum() + patient.sum())
+    assert dice > (0.99, 0.98, 0.95)[(1, 2, 4).index(coarser)]
+    assert not inside[:, : 44 // coarser].any(), "table and rails"
+    assert inside[35 // coarser, 90 // coarser].all(), "an arm that hangs apart"
+    assert inside[150 // coarser, 140 // coarser].all(), "the sinus"
+    if coarser < 4:
+        assert inside[150 // coarser, 212 // coarser].all(), "the nose"
+
+
+@pytest.mark.parametrize("order", [(2, 0, 1), (1, 2, 0)])
+def test_envelope_from_a_ct_does_not_depend_on_the_order_of_the_voxels(order: tuple[int, int, int]):
+    ct, _ = patient_on_a_table()
+    array = np.zeros(ct.array.shape)
+    array[28:32, 24:27] = 115
+    mask = label_map(array, ct.affine)
+    moved = turned(mask, order, (1, 0, 1))
+    assert (add_body(moved, ct).array == turned(add_body(mask, ct), order, (1, 0, 1)).array).all()
