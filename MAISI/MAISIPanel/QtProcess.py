@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import qt
+
+from MAISILib.jobs.processes import end_descendants
 
 _FAILED_TO_START = 0  # QProcess::FailedToStart
 #: The system ends a killed process at once; it may have to wait for a disk (milliseconds).
@@ -59,7 +57,7 @@ class QtProcess:
         """
         if not self._isRunning:
             return
-        endDescendants(int(self._process.processId()))
+        end_descendants(int(self._process.processId()))
         self._process.kill()
         self._process.waitForFinished(_KILLED_WITHIN)
 
@@ -81,37 +79,6 @@ class QtProcess:
         self._isRunning = False
         self.onError(f"{self._process.program()}: {self._process.errorString()}\n".encode())
         self.onFinished(None)
-
-
-def endDescendants(pid: int) -> None:
-    """Ends all processes that a process has started, and those that they have started, by force."""
-    if pid <= 0:
-        return
-    if os.name == "nt":
-        with suppress(OSError, subprocess.SubprocessError):
-            command = ["taskkill", "/F", "/T", "/PID", str(pid)]
-            hidden = getattr(subprocess, "CREATE_NO_WINDOW", 0)
-            subprocess.run(command, capture_output=True, timeout=2, check=False, creationflags=hidden)
-        return
-    for child in _descendants(pid):
-        with suppress(OSError):
-            os.kill(child, signal.SIGKILL)
-
-
-def _descendants(pid: int) -> list[int]:
-    try:
-        listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, timeout=2, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    children: dict[int, list[int]] = {}
-    for line in listed.stdout.splitlines():
-        child, parent = map(int, line.split())
-        children.setdefault(parent, []).append(child)
-    found, next_ = [], [pid]
-    while next_:
-        next_ = [child for parent in next_ for child in children.get(parent, [])]
-        found += next_
-    return found
 
 
 def contentOf(data: Any) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from MAISILib.jobs import processes
-from MAISILib.jobs.processes import end_group, is_running, members_of_group, started_at
+from MAISILib.jobs.processes import end_descendants, end_group, is_running, members_of_group, started_at
 
 SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
 
@@ -89,3 +89,30 @@ def test_a_group_is_ended_with_all_that_it_has_started(has_proc: bool, monkeypat
     process.wait()
     assert not is_running(child, time.time())
     end_group(process.pid)  # nothing is left to be ended, which is no error
+
+
+def test_the_number_of_no_process_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: ended.append(pid))
+    end_descendants(0)  # else the children of the system's first process, which is 0's
+    assert ended == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there the process itself ends, too")
+@pytest.mark.parametrize("has_proc", [True, False])
+def test_what_a_launcher_has_started_is_ended_down_to_the_last_one(
+    has_proc: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_proc:
+        monkeypatch.setattr(processes, "_HAS_PROC", False)
+    program = "import subprocess, sys\nchild = subprocess.Popen({!r}{})\nprint(child.pid, flush=True)\nchild.wait()\n"
+    inner = [sys.executable, "-S", "-c", program.format(SLEEP, "")]
+    outer = [sys.executable, "-S", "-c", program.format(inner, ", stdout=sys.stdout") + "print('ended', flush=True)"]
+    launcher = subprocess.Popen(outer, stdout=subprocess.PIPE)
+    assert launcher.stdout is not None
+    child, grandchild = (int(launcher.stdout.readline()) for _ in range(2))
+    end_descendants(launcher.pid)
+    assert launcher.stdout.readline() == b"ended\n"  # it has gone on
+    launcher.wait()
+    assert not is_running(child, time.time())
+    assert not is_running(grandchild, time.time())
