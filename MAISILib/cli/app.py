@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from MAISILib.cli import bundles, demo, encode, finetune, generate, mask, plan, train, worker
+from MAISILib.cli import bundles, demo, encode, evaluate, finetune, generate, mask, plan, train, worker
 from MAISILib.errors import Cancelled, MaisiError
 
 #: What typer raises for wrong usage: click's class, or since typer has its own copy of click, that one's.
@@ -29,6 +29,7 @@ app.command("finetune")(finetune.run)
 app.command("worker")(worker.run)
 app.add_typer(bundles.app, name="bundles")
 app.add_typer(mask.app, name="mask")
+app.add_typer(evaluate.app, name="evaluate")
 
 
 @app.callback(invoke_without_command=True)

@@ -64,20 +64,25 @@ class FidStatistics:
             batch.scatter = deviations.T @ deviations
             self.merge(batch)
 
-    def merge(self, other: FidStatistics) -> None:
+    def merge(self, other: FidStatistics, times: int = 1) -> None:
         """Takes in all vectors that ``other`` has seen, for example in another process.
+
+        Args:
+            other: Is not changed.
+            times: As if it had seen each of them so often.
 
         Raises:
             RequestError: Another number of features.
         """
         if other.mean.size != self.mean.size:
             raise RequestError(f"Statistics of {self.mean.size} and of {other.mean.size} features cannot be joined.")
-        count = self.count + other.count
-        if count:
+        added = other.count * times
+        count = self.count + added
+        if added:
             difference = other.mean - self.mean
-            between = np.outer(difference, difference) * (self.count * other.count / count)
-            self.scatter = self.scatter + other.scatter + between
-            self.mean = self.mean + difference * (other.count / count)
+            between = np.outer(difference, difference) * (self.count * added / count)
+            self.scatter = self.scatter + other.scatter * times + between
+            self.mean = self.mean + difference * (added / count)
             self.count = count
 
 
@@ -127,16 +132,16 @@ class SliceStatistics:
             self.planes.setdefault(plane, FidStatistics(np.shape(vectors)[-1])).add(vectors)
         self.volumes += 1
 
-    def merge(self, other: SliceStatistics) -> None:
-        """Takes in all volumes that ``other`` has seen.
+    def merge(self, other: SliceStatistics, times: int = 1) -> None:
+        """Takes in all volumes that ``other`` has seen, as if it had seen each of them so many times.
 
         Raises:
             RequestError: Features of another name or number.
         """
         self._check_same_features(other)
         for plane, statistics in other.planes.items():
-            self.planes.setdefault(plane, FidStatistics(statistics.mean.size)).merge(statistics)
-        self.volumes += other.volumes
+            self.planes.setdefault(plane, FidStatistics(statistics.mean.size)).merge(statistics, times)
+        self.volumes += other.volumes * times
 
     def distance(self, other: SliceStatistics) -> dict[str, float]:
         """2.5D FID between two sets: ``xy``, ``yz``, ``zx`` and their ``mean``.

@@ -14,9 +14,13 @@ import numpy as np
 
 from MAISILib.errors import RequestError
 from MAISILib.quality.fid import PLANES
+from MAISILib.quality.slice_geometry import SliceGeometry
+from MAISILib.volumes import Volume
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from MAISILib.bundles.bundle import Bundle
 
 #: Tissue is above so many HU; gas, lung and the air around the patient are below.
 _TISSUE_HU = -300.0
@@ -39,22 +43,36 @@ class AutoencoderFeatures:
         identity: Which one, for example bundle and checksum: sets are compared only if it is the same.
         low: HU that the network takes as 0.
         high: HU that the network takes as 1.
+        geometry: What is done to each volume before.
+        compression: Of the autoencoder: volumes are filled up with air to a multiple of it.
         device: Where the autoencoder is.
     """
 
     def __init__(
-        self, autoencoder: nn.Module, identity: str, *, low: float = -1000.0, high: float = 1000.0, device: str = "cpu"
+        self,
+        autoencoder: nn.Module,
+        identity: str,
+        *,
+        low: float = -1000.0,
+        high: float = 1000.0,
+        geometry: SliceGeometry | None = None,
+        compression: int = 1,
+        device: str = "cpu",
     ) -> None:
         encoder: Any = autoencoder.encoder
         self._blocks = encoder.blocks
+        self._geometry, self._divisor = geometry or SliceGeometry(), compression
         self._low, self._high, self._device = low, high, device
-        self.name = f"autoencoder features of {identity}, {low:g} to {high:g} HU: not comparable with published numbers"
+        self.name = (
+            f"autoencoder features of {identity}, {low:g} to {high:g} HU, {self._geometry}: "
+            "not comparable with published numbers"
+        )
 
-    def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(self, volume: Volume) -> dict[str, np.ndarray]:
         """Features of all slices with body.
 
         Args:
-            image: ``(X, Y, Z)`` in HU, axes along R, A and S, each divisible by the autoencoder's compression.
+            volume: In HU.
 
         Returns:
             Plane (``xy``, ``yz``, ``zx``) → ``(S, 3·C)`` float64, S being the number of slices with body.
@@ -62,6 +80,7 @@ class AutoencoderFeatures:
         Raises:
             RequestError: A value is not finite, no voxel is brighter than −300 HU, or the size cannot be divided.
         """
+        image = self._geometry.apply(volume, self._divisor)
         if not np.isfinite(image).all():
             raise RequestError("The image holds NaN or infinity, so it has no features. Leave it out, or repair it.")
         body = body_of(image)
@@ -69,7 +88,8 @@ class AutoencoderFeatures:
             raise RequestError(f"The image is blank: nothing is brighter than {_TISSUE_HU:g} HU. Leave it out.")
         hidden = self._hidden(image)
         share = _share_of(body, hidden.shape[1:])
-        return {plane: summarise(hidden, share, axis) for plane, axis in PLANES.items()}
+        middles = {axis: self._geometry.middle(hidden.shape[axis + 1]) for axis in PLANES.values()}
+        return {plane: summarise(hidden, share, axis, middles[axis]) for plane, axis in PLANES.items()}
 
     def _hidden(self, image: np.ndarray) -> np.ndarray:
         import torch
@@ -82,6 +102,30 @@ class AutoencoderFeatures:
         return state[0].double().cpu().numpy()
 
 
+def features_of_bundle(
+    bundle: Bundle, geometry: SliceGeometry | None = None, device: str = "cpu"
+) -> AutoencoderFeatures:
+    """Features of a bundle's own autoencoder, named after its weights.
+
+    Raises:
+        RequestError: The bundle is not for CT.
+        BundleError: The autoencoder cannot be loaded.
+    """
+    intensity = bundle.manifest.intensity
+    if intensity.kind != "ct":
+        raise RequestError(f"Bundle {bundle.name!r} is for MR; features are taken of CT, in HU. Give a bundle for CT.")
+    network = bundle.load("autoencoder", device)
+    return AutoencoderFeatures(
+        network,
+        f"{bundle.name} {bundle.weights_sha256()['autoencoder'][:8]}",
+        low=intensity.low,
+        high=intensity.high,
+        geometry=geometry,
+        compression=bundle.compression,
+        device=device,
+    )
+
+
 def body_of(image: np.ndarray) -> np.ndarray:
     """Where the patient is in a CT ``(X, Y, Z)`` in HU: tissue, and what it encloses within an axial slice."""
     from scipy import ndimage
@@ -90,18 +134,20 @@ def body_of(image: np.ndarray) -> np.ndarray:
     return np.stack([ndimage.binary_fill_holes(tissue[:, :, z]) for z in range(tissue.shape[2])], axis=2)
 
 
-def summarise(hidden: np.ndarray, share: np.ndarray, axis: int) -> np.ndarray:
+def summarise(hidden: np.ndarray, share: np.ndarray, axis: int, slices: slice = slice(None)) -> np.ndarray:
     """Mean, deviation and mean absolute difference of neighbours, over the body of each slice that has any.
 
     Args:
         hidden: ``(C, x, y, z)``.
         share: ``(x, y, z)``, the part of each voxel that is body.
         axis: Slices are counted along this axis (0 to 2).
+        slices: Those that count.
 
     Returns:
         ``(S, 3·C)``.
     """
     channels, weights = np.moveaxis(hidden, axis + 1, 1), np.moveaxis(share, axis, 0)  # (C, S, a, b) and (S, a, b)
+    channels, weights = channels[:, slices], weights[slices]
     kept = weights.mean(axis=(1, 2)) >= _LEAST_BODY
     channels, weights = channels[:, kept], weights[kept]
     mean = _weighted_mean(channels, weights)

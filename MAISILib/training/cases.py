@@ -22,8 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from MAISILib.errors import FileFormatError, MaisiError, MaskError, did_you_mean
 from MAISILib.files.images import read_image, read_segments
+from MAISILib.files.pairs import core_name
 from MAISILib.resampling import canonical_grid, index_mapping
-from MAISILib.training.pairs import core_name
 from MAISILib.volumes import Grid
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from MAISILib.errors import FileFormatError, MaisiError
-from MAISILib.training.pairs import core_name, find_pairs, folder_splits
+from MAISILib.files.pairs import core_name, find_pairs, folder_splits
 
 if TYPE_CHECKING:
     from MAISILib.volumes import Grid

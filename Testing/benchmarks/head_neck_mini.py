@@ -41,7 +41,7 @@ from MAISILib.files.nifti import write_labels
 from MAISILib.quality.agreement import ThresholdStructure, largest_hu_outside, median_hu, threshold_dice
 from MAISILib.quality.fid import SliceStatistics
 from MAISILib.quality.fidelity import compare
-from MAISILib.quality.slice_features import AutoencoderFeatures
+from MAISILib.quality.slice_features import features_of_bundle
 from MAISILib.training.head_neck import AIR, AIR_HU, BODY, BONE, BONE_HU, case_names, crop_grid, read_case, sample_case
 
 PARTS = ("codec", "images", "fid", "ddpm", "sizes")
@@ -160,7 +160,7 @@ class Benchmark:
         self.ddpm_bundle = maisi.open_bundle(given.ddpm) if given.ddpm else None
         self.patients = read_patients(first, given.data, given.cases)
         self.steps, self.store = given.steps, store
-        self.features = functools.cache(lambda: autoencoder_features(first))
+        self.features = functools.cache(lambda: features_of_bundle(first))
         self.reconstructions = functools.cache(self._reconstruct)
 
     def _reconstruct(self, key: str) -> list[np.ndarray]:
@@ -261,17 +261,10 @@ class Benchmark:
         statistics = SliceStatistics(self.features().name)
         for patient, image in zip(patients or self.patients, images, strict=True):
             try:
-                statistics.add(self.features()(image))
+                statistics.add(self.features()(maisi.Volume(image, patient.mask.affine)))
             except maisi.RequestError as error:
                 raise maisi.RequestError(f"{patient.name}: {error}") from error
         return statistics
-
-
-def autoencoder_features(bundle: maisi.Bundle) -> AutoencoderFeatures:
-    """Features of a bundle's own autoencoder, named after its weights."""
-    intensity, checksum = bundle.manifest.intensity, bundle.weights_sha256()["autoencoder"]
-    identity = f"{bundle.name} {checksum[:8]}"
-    return AutoencoderFeatures(bundle.load("autoencoder"), identity, low=intensity.low, high=intensity.high)
 
 
 def agreement(image: np.ndarray, patient: Patient) -> dict[str, float]:

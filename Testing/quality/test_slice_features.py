@@ -11,9 +11,8 @@ from MAISILib.bundles.networks import build_network
 from MAISILib.errors import RequestError
 from MAISILib.quality.fid import PLANES, SliceStatistics
 from MAISILib.quality.slice_features import AutoencoderFeatures, body_of
+from Testing.quality.image_folders import SHAPE, patient, volume
 from Testing.tiny_bundle import tiny_definitions, tiny_states
-
-SHAPE = (24, 20, 16)
 
 
 @pytest.fixture(scope="module")
@@ -25,24 +24,11 @@ def features() -> AutoencoderFeatures:
     return AutoencoderFeatures(network, "tiny")
 
 
-def patient(seed: int) -> np.ndarray:
-    """A column of textured soft tissue with a spine and an airway, in air, and two empty slices at the bottom."""
-    rng = np.random.default_rng(seed)
-    x, y, z = np.meshgrid(*[np.arange(n) for n in SHAPE], indexing="ij")
-    width, depth = rng.uniform(8, 10), rng.uniform(7, 9)
-    texture = ndimage.gaussian_filter(rng.normal(size=SHAPE), 1.2) * 250
-    body = ((x - 11.5) / width) ** 2 + ((y - 9.5) / depth) ** 2 < 1
-    image = np.where(body, 40 + rng.normal(0, 5) + texture, -1000)
-    image[body & ((x - 11.5) ** 2 + (y - 6) ** 2 < 7)] = 600 + rng.normal(0, 30)
-    image[body & ((x - 11.5) ** 2 + (y - 13) ** 2 < 5)] = -900
-    return np.where(z < 2, -1000, image).clip(-1000, 1000)
-
-
 def of_set(features: AutoencoderFeatures, change: Callable[[np.ndarray, int], Any] | None = None) -> SliceStatistics:
     found = SliceStatistics(features.name)
     for seed in range(6):
         image = patient(seed)
-        found.add(features(image if change is None else change(image, seed).clip(-1000, 1000)))
+        found.add(features(volume(image if change is None else change(image, seed).clip(-1000, 1000))))
     return found
 
 
@@ -84,13 +70,13 @@ def test_distance_grows_with_the_damage(
 
 
 def test_features_are_the_same_again(features: AutoencoderFeatures) -> None:
-    first, second = features(patient(0)), features(patient(0))
+    first, second = features(volume(patient(0))), features(volume(patient(0)))
     for plane in PLANES:
         np.testing.assert_array_equal(first[plane], second[plane])
 
 
 def test_there_are_three_numbers_per_channel_for_every_slice_with_body(features: AutoencoderFeatures) -> None:
-    found = features(patient(0))
+    found = features(volume(patient(0)))
     assert list(found) == ["xy", "yz", "zx"]
     body = body_of(patient(0))
     layers = {"xy": body.any(axis=(0, 1)), "yz": body.any(axis=(1, 2)), "zx": body.any(axis=(0, 2))}
@@ -103,7 +89,7 @@ def test_there_are_three_numbers_per_channel_for_every_slice_with_body(features:
 
 def test_more_air_around_the_patient_adds_no_slices(features: AutoencoderFeatures) -> None:
     wide = np.pad(patient(0), ((4, 4), (4, 4), (4, 4)), constant_values=-1000)
-    assert [len(v) for v in features(wide).values()] == [len(v) for v in features(patient(0)).values()]
+    assert [len(v) for v in features(volume(wide)).values()] == [len(v) for v in features(volume(patient(0))).values()]
 
 
 def test_enclosed_gas_belongs_to_the_body() -> None:
@@ -128,4 +114,4 @@ def test_the_name_warns_and_tells_networks_apart(features: AutoencoderFeatures) 
 )
 def test_an_image_without_features_is_refused(features: AutoencoderFeatures, image: np.ndarray, said: str) -> None:
     with pytest.raises(RequestError, match=said):
-        features(image)
+        features(volume(image))

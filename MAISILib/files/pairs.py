@@ -13,6 +13,9 @@ _SUFFIXES = (".seg.nrrd", ".safetensors", ".nii.gz", ".nii", ".nrrd", ".nhdr")
 _LABEL_MARKS = ("_seg", "_label", "_labels", "_mask")
 #: ``_0000`` is nnU-Net's first channel, ``_emb`` a stored latent.
 _IMAGE_MARKS = ("_ct", "_image", "_emb", "_0000")
+#: A folder for each patient or sample holds files that are called what they are, as `maisi generate` writes them.
+_BARE_LABELS = ("seg", "label", "labels", "mask")
+_BARE_IMAGES = ("ct", "image")
 _SPLITS = {"train": False, "training": False, "val": True, "validation": True}
 
 
@@ -27,8 +30,13 @@ class Pair:
 
 
 def core_name(path: Path) -> str:
-    """What image, segmentation and latent of one patient have in common: ``pt_1`` of ``pt_1_ct.nii.gz``."""
+    """What image, segmentation and latent of one patient have in common: ``pt_1`` of ``pt_1_ct.nii.gz``.
+
+    Of ``sample-0000/image.nii.gz`` it is the folder's name.
+    """
     stem = _stem(path)
+    if stem.lower() in (*_BARE_LABELS, *_BARE_IMAGES) and path.parent.name:
+        return path.parent.name
     for mark in (*_IMAGE_MARKS, *_LABEL_MARKS):
         if stem.lower().endswith(mark) and len(stem) > len(mark):
             return stem[: -len(mark)]
@@ -66,7 +74,7 @@ def find_pairs(folder: Path) -> tuple[list[Pair], list[str]]:
         )
     pairs = [
         Pair(core_name(p), p, labels.get(core_name(p)), "ct" if _stem(p).lower().endswith("_ct") else None)
-        for p in sorted(images, key=_natural)
+        for p in sorted(images, key=natural_order)
     ]
     alone = sorted(labels.keys() - {pair.name for pair in pairs})
     return pairs, problems + [f"{labels[name]} has no image." for name in alone]
@@ -75,7 +83,7 @@ def find_pairs(folder: Path) -> tuple[list[Pair], list[str]]:
 def _by_name(labels: list[Path]) -> tuple[dict[str, Path], list[str]]:
     first: dict[str, Path] = {}
     problems = []
-    for path in sorted(labels, key=_natural):
+    for path in sorted(labels, key=natural_order):
         if first.setdefault(core_name(path), path) is not path:
             problems.append(f"{path} and {first[core_name(path)].name} are segmentations of one image; keep one.")
     return first, problems
@@ -93,7 +101,8 @@ def _stem(path: Path) -> str:
 
 
 def _is_label(path: Path) -> bool:
-    return path.name.lower().endswith(".seg.nrrd") or _stem(path).lower().endswith(_LABEL_MARKS)
+    stem = _stem(path).lower()
+    return path.name.lower().endswith(".seg.nrrd") or stem.endswith(_LABEL_MARKS) or stem in _BARE_LABELS
 
 
 def _is_further_channel(path: Path, stems: set[str]) -> bool:
@@ -102,6 +111,6 @@ def _is_further_channel(path: Path, stems: set[str]) -> bool:
     return match is not None and match[2] != "0000" and f"{match[1]}_0000" in stems
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sorts pt_2 before pt_10."""
+def natural_order(path: Path) -> list[tuple[int, str]]:
+    """A key that sorts pt_2 before pt_10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]

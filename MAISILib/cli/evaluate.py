@@ -1,0 +1,10 @@
+"""``maisi evaluate``: measures images, one subcommand for each question."""
+
+from __future__ import annotations
+
+import typer
+
+from MAISILib.cli import evaluate_fid
+
+app = typer.Typer(help="Measure images: are they like real ones, do they fit their masks?", no_args_is_help=True)
+app.command("fid")(evaluate_fid.run)

@@ -1,0 +1,156 @@
+"""Features of volumes on disk, one file for each: a run goes on where it stopped, and memory does not grow with it."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from MAISILib.errors import FileFormatError, RequestError
+from MAISILib.files.atomic import atomic_path, write_text
+from MAISILib.files.pairs import natural_order
+from MAISILib.quality.fid import PLANES, SliceStatistics
+from MAISILib.quality.image_sets import ImageFile
+
+#: Says what the features in a folder are.
+HEADER = "features.json"
+_FORMAT = "maisi-slice-features"
+
+Features = dict[str, np.ndarray]
+
+
+class FeatureStore:
+    """A folder of features.
+
+    Args:
+        folder: Made at the first write.
+        features_name: What the features are, as the network's wrapper tells; ``None`` takes what the folder holds.
+        anew: Features of another name that lie there do not count, and will be replaced.
+
+    Attributes:
+        features_name: Name of the features.
+
+    Raises:
+        RequestError: The folder holds features of another network or another preprocessing.
+        FileFormatError: The folder holds none, though they are asked for.
+    """
+
+    def __init__(self, folder: Path, features_name: str | None, *, anew: bool = False) -> None:
+        self._folder = folder
+        stored = _stored_name(folder) if (folder / HEADER).is_file() else None
+        if features_name is None:
+            if stored is None:
+                raise FileFormatError(f"{folder} holds no stored features (no {HEADER}).")
+            features_name = stored
+        elif stored not in (None, features_name) and not anew:
+            raise RequestError(
+                f"{folder} holds features of another network or another preprocessing: {stored!r} there, "
+                f"{features_name!r} wanted. Give another folder, the same options as then, or --ignore-existing."
+            )
+        self.features_name = features_name
+        self._anew = anew
+
+    def prepare(self) -> None:
+        """Writes what the features are; features of another name lose their meaning.
+
+        Raises:
+            OutputError: The folder cannot be written.
+        """
+        if self._anew:
+            for path in self._folder.rglob("*.npz"):
+                path.unlink(missing_ok=True)
+        write_text(self._folder / HEADER, json.dumps({"format": _FORMAT, "features": self.features_name}) + "\n")
+
+    def has(self, image: ImageFile) -> bool:
+        """Whether the features of this very file are stored: same size and time of its last change."""
+        try:
+            with np.load(self._path(image.name)) as stored:
+                return str(stored["source"]) == _identity(image.path)
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+            return False
+
+    def write(self, image: ImageFile, features: Features) -> None:
+        """Keeps the features of an image.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        arrays: dict[str, Any] = {plane: np.asarray(vectors, np.float32) for plane, vectors in features.items()}
+        with atomic_path(self._path(image.name)) as temporary:
+            np.savez(temporary, source=np.array(_identity(image.path)), **arrays)
+
+    def names(self) -> list[str]:
+        """All stored volumes, in natural order."""
+        paths = sorted((p.relative_to(self._folder) for p in self._folder.rglob("*.npz")), key=natural_order)
+        return [path.as_posix().removesuffix(".npz") for path in paths]
+
+    def read(self, name: str) -> Features:
+        """The features of a volume: plane → ``(S, F)`` float64.
+
+        Raises:
+            FileFormatError: The file is missing or damaged.
+        """
+        path = self._path(name)
+        try:
+            with np.load(path) as stored:
+                return {plane: stored[plane].astype(np.float64) for plane in PLANES}
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise FileFormatError(
+                f"{path} holds no features ({error}). Delete it; the next run makes it anew."
+            ) from None
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.npz"
+
+
+class FeatureSet:
+    """Stored features of chosen volumes, read one volume at a time.
+
+    Args:
+        store: Where they are.
+        names: Which volumes.
+    """
+
+    def __init__(self, store: FeatureStore, names: Sequence[str]) -> None:
+        self._store, self.names = store, tuple(names)
+
+    @property
+    def features_name(self) -> str:
+        """What the features are."""
+        return self._store.features_name
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[Features]:
+        return (self._store.read(name) for name in self.names)
+
+    def statistics(self) -> SliceStatistics:
+        """Statistics of all volumes, in the memory of one.
+
+        Raises:
+            FileFormatError: Features that cannot be read.
+        """
+        found = SliceStatistics(self.features_name)
+        for features in self:
+            found.add(features)
+        return found
+
+
+def _stored_name(folder: Path) -> str:
+    try:
+        header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+        if header["format"] == _FORMAT:
+            return str(header["features"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise FileFormatError(f"{folder / HEADER} does not say what the features in its folder are. Give another folder.")
+
+
+def _identity(path: Path) -> str:
+    status = path.stat()
+    return f"{path.name} {status.st_size} {status.st_mtime_ns}"

@@ -1,0 +1,207 @@
+"""2.5D FID between two sets of files: features once for each volume, then distances, their spread, and KID."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from MAISILib.errors import FileFormatError, RequestError
+from MAISILib.files.images import read_image
+from MAISILib.quality.bootstrap import Confidence, bootstrap
+from MAISILib.quality.companions import Companions
+from MAISILib.quality.feature_store import HEADER, FeatureSet, FeatureStore
+from MAISILib.quality.fid import PLANES
+from MAISILib.quality.image_sets import ImageFile, check_spacings, find_images, named
+from MAISILib.quality.kernel_distance import kernel_distance
+from MAISILib.volumes import Volume
+
+#: Called with (stage, done, total, what); may raise to stop.
+OnDone = Callable[[str, int, int, str], None]
+_SIDES = ("real", "generated")
+#: The distance of more features than this takes seconds: it is drawn again only where that is asked for.
+_MANY_FEATURES, _REPLICATES = 512, 200
+
+
+class Features(Protocol):
+    """What gives features of the slices of a volume, and says what they are."""
+
+    name: str
+
+    def __call__(self, volume: Volume) -> dict[str, np.ndarray]:
+        """Plane → features of its slices ``(S, F)``."""
+        ...
+
+
+@dataclass(frozen=True)
+class FidReport:
+    """How far two sets of volumes are apart.
+
+    Attributes:
+        features: What was compared.
+        volumes: Number of volumes of the real and of the generated set.
+        fid: ``xy``, ``yz``, ``zx``, ``mean`` → 2.5D FID.
+        confidence: The same → spread under the bootstrap; empty where none was drawn.
+        replicates: How often it was drawn.
+        kid: The same → 2.5D KID.
+        left_out: Why images were left out.
+    """
+
+    features: str
+    volumes: tuple[int, int]
+    fid: dict[str, float]
+    confidence: dict[str, Confidence]
+    replicates: int
+    kid: dict[str, float]
+    left_out: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        real, generated = self.volumes
+        lines = [f"{real} real and {generated} generated volumes; {self.features}"]
+        lines.append(f"{'plane':<6}{'FID':>10}{'95 % interval':>22}{'KID':>12}")
+        for plane, value in self.fid.items():
+            spread = self.confidence.get(plane)
+            interval = f"{spread.low:.4g} to {spread.high:.4g}" if spread else "–"
+            lines.append(f"{plane:<6}{value:>10.4g}{interval:>22}{self.kid[plane]:>12.4g}")
+        if spread := self.confidence.get("mean"):
+            lines.append(f"bias of so few volumes, about: {spread.bias:.4g} ({self.replicates} bootstrap replicates)")
+        return "\n".join([*lines, *(f"left out: {reason}" for reason in self.left_out)])
+
+
+def evaluate_fid(
+    real: Path,
+    generated: Path,
+    make_features: Callable[[], Features],
+    *,
+    roots: tuple[Path | None, Path | None] = (None, None),
+    limit: int | None = None,
+    resampled: bool = False,
+    folder: Path | None = None,
+    anew: bool = False,
+    replicates: int | None = None,
+    skip_bad: bool = False,
+    companions: Companions | None = None,
+    on_done: OnDone = lambda stage, done, total, what: None,
+) -> FidReport | None:
+    """Measures how far two sets of volumes are apart.
+
+    Args:
+        real: A folder, a text file of paths (see :func:`find_images`), or a folder of stored features.
+        generated: The same.
+        make_features: Builds the network; called after all files were found and compared.
+        roots: What paths in the two text files start from.
+        limit: At most so many images of each set.
+        resampled: Whether features are taken after resampling to one voxel size; else all images must have one.
+        folder: Where features are kept, in ``real`` and ``generated``; a temporary folder where not given. With several
+            processes on several machines it must be one that all of them see.
+        anew: Compute features again that lie there.
+        replicates: Of the bootstrap; 0 draws none. ``None`` is 200 with up to 512 features and 0 with more.
+        skip_bad: Leave out what cannot be read.
+        companions: Processes that share the volumes out.
+        on_done: Called after each volume and replicate.
+
+    Returns:
+        The distances; ``None`` in all processes but the first.
+
+    Raises:
+        FileFormatError: Images that cannot be used; all of them are named.
+        RequestError: A set of less than two images, different voxel sizes, or stored features that are others.
+    """
+    companions = companions or Companions()
+    sources = {
+        side: source if (source / HEADER).is_file() else find_images(source, root, limit)
+        for side, source, root in zip(_SIDES, (real, generated), roots, strict=True)
+    }
+    images = {side: found for side, found in sources.items() if not isinstance(found, Path)}
+    for side, found in images.items():
+        _check_several(len(found), side)
+    if not resampled:
+        what_to_do = "Give --spacing to resample all of them."
+        problems = check_spacings(list(images.values()), what_to_do)
+        total = sum(map(len, images.values()))
+        if problems and not skip_bad:
+            raise FileFormatError(named(problems, total, "Repair them, or go on without them: --skip-bad."))
+    features = make_features() if images else None
+    with tempfile.TemporaryDirectory() if folder is None else nullcontext(str(folder)) as place:
+        place = Path(companions.firsts(place))
+        sets: dict[str, FeatureSet] = {}
+        left_out: list[str] = []
+        for side, source in sources.items():
+            if isinstance(source, Path):
+                store = FeatureStore(source, None)
+                names = store.names()[:limit]
+            else:
+                assert features is not None
+                store = FeatureStore(place / side, features.name, anew=anew)
+                names, bad = _stored(store, source, features, companions, skip_bad, side, on_done)
+                left_out += bad
+            _check_several(len(names), side)
+            sets[side] = FeatureSet(store, names)
+        report = _measured(sets, replicates, tuple(left_out), on_done) if companions.is_first else None
+        companions.everyones([])  # the first process reads what the others wrote: nobody leaves before it
+    return report
+
+
+def _stored(
+    store: FeatureStore,
+    images: list[ImageFile],
+    features: Features,
+    companions: Companions,
+    skip_bad: bool,
+    side: str,
+    on_done: OnDone,
+) -> tuple[list[str], list[str]]:
+    """Has the features of all images in the store; gives the names of those that are there, and what is wrong."""
+    if companions.is_first:
+        store.prepare()
+    companions.everyones([])
+    mine = companions.share_of(images)
+    problems: list[tuple[str, str]] = []
+    for number, image in enumerate(mine, 1):
+        if not store.has(image):
+            try:
+                store.write(image, features(read_image(image.path)))
+            except (FileFormatError, RequestError) as error:
+                text = str(error) if str(image.path) in str(error) else f"{image.path}: {error}"
+                problems.append((image.name, text))
+        on_done(f"features, {side}", number, len(mine), image.name)
+    problems = companions.everyones(problems)
+    texts = [text for _, text in problems]
+    if texts and not skip_bad:
+        raise FileFormatError(named(texts, len(images), "Repair them, or go on without them: --skip-bad."))
+    bad = {name for name, _ in problems}
+    return [image.name for image in images if image.name not in bad], texts
+
+
+def _measured(
+    sets: dict[str, FeatureSet], replicates: int | None, left_out: tuple[str, ...], on_done: OnDone
+) -> FidReport:
+    real, generated = sets["real"], sets["generated"]
+    statistics = [one.statistics() for one in (real, generated)]
+    fid = statistics[0].distance(statistics[1])
+    if replicates is None:
+        replicates = _REPLICATES if statistics[0].planes[next(iter(PLANES))].mean.size <= _MANY_FEATURES else 0
+    confidence = {}
+    if replicates:
+        confidence = bootstrap(
+            real, generated, fid, replicates, on_done=lambda done, total: on_done("bootstrap", done, total, "")
+        )
+    kid = kernel_distance(real, generated)
+    return FidReport(real.features_name, (len(real), len(generated)), fid, confidence, replicates, kid, left_out)
+
+
+def _check_several(count: int, side: str) -> None:
+    if count < 2:
+        raise RequestError(
+            f"The {side} set has {count} image{'' if count == 1 else 's'}; a distance between sets needs at least two "
+            "in each, and says little below some tens."
+        )
