@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from MAISILib.errors import FileFormatError
 
@@ -40,6 +41,25 @@ def unreadable(path: Path, error: Exception) -> FileFormatError:
         return FileFormatError(f"{path} cannot be read: no permission.")
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     return FileFormatError(f"{path} cannot be read ({reason}). It is damaged or cut short: copy or export it again.")
+
+
+def read_json_object(path: Path, advice: str) -> dict[str, Any]:
+    """The JSON object in a file that stands beside another.
+
+    Args:
+        path: A file.
+        advice: What to do where it is damaged, as a sentence.
+
+    Raises:
+        FileFormatError: It cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileFormatError(f"{path} cannot be read ({error}). {advice}") from None
+    if not isinstance(content, dict):
+        raise FileFormatError(f"{path}: a JSON object is needed, this is a {type(content).__name__}. {advice}")
+    return content
 
 
 def file_sha256(path: Path) -> str:

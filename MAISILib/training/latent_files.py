@@ -7,7 +7,6 @@ of the posterior, ``(x, y, z, C)``, with nothing about its origin.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from MAISILib.errors import FailedTrainingError, FileFormatError
+from MAISILib.files.checks import read_json_object
 from MAISILib.volumes import Grid, check_affine
 
 if TYPE_CHECKING:
@@ -202,13 +202,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     side = path.with_name(path.name + ".json")
     if not side.is_file():
         return {}
-    try:
-        content = json.loads(side.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileFormatError(f"{side} cannot be read ({error}). Remove it, or write it again.") from None
-    if not isinstance(content, dict):
-        raise FileFormatError(f"{side}: a JSON object is needed, this is a {type(content).__name__}.")
-    return content
+    return read_json_object(side, "Remove it, or write it again.")
 
 
 def _read_published(path: Path) -> torch.Tensor:

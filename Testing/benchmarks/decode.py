@@ -2,8 +2,9 @@
 
 ``make bench``, or ``python Testing/benchmarks/decode.py [--latent X Y Z] [--encode] [--memory 8GB ...] [--ways W ...]``
 on the published architecture with random weights, or on ``--bundle head-neck-mini``. Each way runs in a process of its
-own, after a small volume to warm up; its peak is what the process grew by then. Windows are as large in the latent as
-the published 48³ in 64³. ``cpu s`` is processor time of all threads: on a busy machine it says more than seconds do.
+own, after a small volume to warm up; its peak is what the process grew by from there on. Windows have the published
+settings' proportions to the latent. ``cpu s`` is processor time of all threads: on a busy machine it says more than
+seconds do; ``ratio`` is its ratio to the first way's, most often MONAI's.
 """
 
 from __future__ import annotations
@@ -34,7 +35,13 @@ PUBLISHED = {
     "with_encoder_nonlocal_attn": False,
     "with_decoder_nonlocal_attn": False,
 }
-WAYS = ("monai", "whole", "layers", "recompute", "windows")
+#: Published settings: edges of a window as parts of the latent, for a latent of 64³ or 128³, and their overlap.
+WINDOWS = {
+    "windows": ((48 / 64, 48 / 64, 48 / 64), 0.6666),  # the scripts' defaults
+    "windows-256": ((48 / 64, 48 / 64, 64 / 64), 0.6666),  # 256³ on 16 GB
+    "windows-512": ((64 / 128, 64 / 128, 48 / 128), 0.4),  # 512³ on 24 GB
+}
+WAYS = ("monai", "whole", "layers", "recompute", *WINDOWS)
 #: HU between 0 and 1 of the network's output.
 HU = 2000.0
 
@@ -45,7 +52,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--latent", type=int, nargs=3, default=(16, 16, 16), help="voxels x y z")
     parser.add_argument("--bundle", help="an installed bundle instead of the published architecture")
     parser.add_argument("--encode", action="store_true", help="measure the encoder, on the latent's image")
-    parser.add_argument("--ways", nargs="*", default=WAYS, choices=WAYS, help="which of them")
+    parser.add_argument("--ways", nargs="*", default=WAYS[:5], choices=WAYS, help="which of them")
     parser.add_argument("--memory", nargs="*", default=[], help="also what the plan takes for these, such as 8GB")
     parser.add_argument("--threads", type=int, help="of PyTorch; default is its own")
     parser.add_argument("--json", type=Path, help="also write the figures here")
@@ -102,7 +109,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
     if given.threads:
         torch.set_num_threads(given.threads)
-    way, network = given.run, build(given.bundle, loops=given.run in ("monai", "windows"))
+    way, network = given.run, build(given.bundle, loops=given.run == "monai" or given.run in WINDOWS)
     layers = encoder_layers(network) if given.encode else decoder_layers(network)
     module = network.encoder if given.encode else network.decoder
     factor = 2 ** sum(layer.kind in ("down", "up", "transposed") for layer in layers) if given.encode else 1
@@ -110,9 +117,11 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     row: dict[str, Any] = {"way": way, "counted_gb": None}
     if way == "monai":
         work = module
-    elif way == "windows":
-        edges = [max(1, round(n * 48 / 64)) for n in shape]
-        work = lambda x: SlidingWindowInferer(edges, 1, 0.6666, mode="gaussian")(x, module)  # noqa: E731
+    elif way in WINDOWS:
+        parts, overlap = WINDOWS[way]
+        edges = [max(1, round(n * part)) for n, part in zip(shape, parts, strict=True)]
+        row["strategy"] = f"windows of {'×'.join(map(str, edges))} with overlap {overlap}"
+        work = lambda x: SlidingWindowInferer(edges, 1, overlap, mode="gaussian")(x, module)  # noqa: E731
     else:
         weights = 4 * sum(p.numel() for p in network.parameters())
         choice = strategy_for(way, layers, shape, weights)
@@ -156,7 +165,8 @@ def main() -> None:
     unit = "" if given.encode else " HU"
     size = "×".join(map(str, given.latent))
     print(f"{'encode' if given.encode else 'decode'}, latent {size}, {given.bundle or 'published architecture'}")
-    print(f"{'way':12}{'seconds':>9}{'cpu s':>9}{'peak GB':>9}{'counted':>9}{'largest difference':>20}")
+    heads = "".join(f"{head:>9}" for head in ("seconds", "cpu s", "ratio", "peak GB", "counted", "process"))
+    print(f"{'way':12}{heads}{'largest difference':>20}")
     with tempfile.TemporaryDirectory() as folder:
         reference = None
         for way in [*given.ways, *given.memory]:
@@ -169,10 +179,11 @@ def main() -> None:
             output = np.load(path)
             reference = output if reference is None else reference
             row["difference"] = float(np.abs(output - reference).max()) * (1 if given.encode else HU)
+            row["ratio"] = row["cpu_seconds"] / next(r["cpu_seconds"] for r in rows if "failed" not in r)
             counted = f"{row['counted_gb']:9.2f}" if row["counted_gb"] is not None else " " * 9
             print(
-                f"{way:12}{row['seconds']:9.1f}{row['cpu_seconds']:9.1f}{row['peak_gb']:9.2f}{counted}"
-                f"{row['difference']:17.2g}{unit:3}  {row.get('strategy', '')}",
+                f"{way:12}{row['seconds']:9.1f}{row['cpu_seconds']:9.1f}{row['ratio']:9.2f}{row['peak_gb']:9.2f}{counted}"
+                f"{row['process_gb']:9.2f}{row['difference']:17.2g}{unit:3}  {row.get('strategy', '')}",
                 flush=True,
             )
     if given.json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -85,6 +86,19 @@ def refused(maisi: Maisi, work: Path) -> Maisi:
         return outcome
 
     return run
+
+
+def interrupted(process: subprocess.Popen[str], line: str, sign: signal.Signals) -> str:
+    """Sends a signal once standard error has such a line, and waits for the cancelled end; the rest of the errors."""
+    assert process.stderr is not None
+    for told in process.stderr:
+        if told.startswith(line):
+            break
+    process.send_signal(sign)
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, out) == (130, ""), err
+    assert "Traceback" not in err
+    return err
 
 
 @pytest.fixture

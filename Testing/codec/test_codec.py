@@ -11,7 +11,7 @@ from monai.inferers.inferer import SlidingWindowInferer
 from torch import nn
 
 from MAISILib.codec.codec import Codec, IntensityScale, Windows
-from MAISILib.errors import Cancelled, OutOfMemory, RequestError
+from MAISILib.errors import OutOfMemory, RequestError
 
 
 class Copying(nn.Module):
@@ -159,19 +159,6 @@ def test_progress_counts_every_window_and_ends_at_the_total(
     total = len(calls)
     assert total > 1
     assert calls == [(n, total) for n in range(1, total + 1)]
-
-
-def test_cancel_between_windows_stops_the_decoding() -> None:
-    seen: list[int] = []
-
-    def cancel(done: int, total: int) -> None:
-        seen.append(done)
-        if done == 3:
-            raise Cancelled("stop")
-
-    with pytest.raises(Cancelled):
-        make_codec(Copying()).decode(torch.rand(1, 1, 12, 12, 12), Windows((4, 4, 4), 0.5), on_tile=cancel)
-    assert seen == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

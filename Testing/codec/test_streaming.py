@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from MAISILib.bundles.networks import build_network
-from MAISILib.codec.codec import Codec, IntensityScale
+from MAISILib.codec.codec import Codec, IntensityScale, Windows
 from MAISILib.codec.convolutions import Moments
 from MAISILib.codec.layers import decoder_layers, encoder_layers
 from MAISILib.codec.strategies import Strategy, Walk, recompute_cuts
@@ -46,10 +45,10 @@ def strategies(layers: Any, shape: Any) -> list[Strategy]:
     return [
         Strategy(),
         *(Strategy("layers", tile) for tile in TILES),
-        Strategy("layers", TILES[1], storage="file"),
+        *(Strategy("layers", TILES[1], storage=storage) for storage in ("host", "file")),
         *(Strategy("recompute", tile) for tile in TILES),
         *(Strategy("recompute", TILES[1], kept) for kept in cuts[1 :: max(1, len(cuts) // 4)]),
-        Strategy("recompute", TILES[2], cuts[-1], "file"),
+        *(Strategy("recompute", TILES[2], cuts[-1], storage) for storage in ("host", "file")),
     ]
 
 
@@ -109,14 +108,16 @@ def test_progress_counts_every_tile_and_ends_at_the_total(autoencoder: Any, stra
 
 
 @pytest.mark.parametrize(
-    "work",
+    ("way", "how"),
     [
-        lambda codec, how, on_tile: codec.decode(torch.randn(1, 4, 6, 5, 4), how, on_tile=on_tile),
-        lambda codec, how, on_tile: codec.encode(np.zeros((12, 8, 8)), how, on_tile=on_tile),
+        ("encode", Strategy("layers", (4, 8, 8), storage="file")),
+        ("decode", Strategy("layers", (4, 8, 8), storage="file")),
+        ("decode", Windows((3, 3, 3), 0.5)),
     ],
-    ids=["decode", "encode"],
+    ids=str,
 )
-def test_cancel_between_tiles_stops_the_work(autoencoder: Any, work: Callable[..., Any]) -> None:
+def test_cancel_between_tiles_stops_the_work(autoencoder: Any, way: str, how: Any) -> None:
+    inputs = {"encode": np.zeros((12, 8, 8)), "decode": torch.randn(1, 4, 6, 5, 4)}
     seen: list[int] = []
 
     def cancel(done: int, total: int) -> None:
@@ -125,7 +126,7 @@ def test_cancel_between_tiles_stops_the_work(autoencoder: Any, work: Callable[..
             raise Cancelled("stop")
 
     with pytest.raises(Cancelled):
-        work(make_codec(autoencoder), Strategy("layers", (4, 8, 8), storage="file"), cancel)
+        getattr(make_codec(autoencoder), way)(inputs[way], how, on_tile=cancel)
     assert seen == [1, 2, 3]
 
 
