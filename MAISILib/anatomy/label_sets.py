@@ -75,6 +75,16 @@ class LabelSet:
         codes = [s.codes for s in self.structures]
         self.by_codes = {s.codes: s for s in self.structures if s.codes and codes.count(s.codes) == 1}
 
+    def coded(self, codes: Codes) -> Structure | None:
+        """The structure with these codes; without the category where that tells none, as programs differ there."""
+        if not any(codes):
+            return None
+        found = self.by_codes.get(codes)
+        if found is None:
+            alike = [structure for known, structure in self.by_codes.items() if known[1:] == codes[1:]]
+            found = alike[0] if len(alike) == 1 else None
+        return found
+
     def named(self, name: str) -> Structure | None:
         """The structure of this name (upper and lower case alike, ``_`` as a space)."""
         return self.by_name.get(plain_name(name))

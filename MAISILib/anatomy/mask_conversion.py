@@ -202,9 +202,9 @@ def _by_name(segment: Segment, lists: list[LabelSet], table: LabelTable, trusts_
     if told is not None and not table[told[0]].is_unused:
         return _structure(segment, segment.name, told[0], told[1], table)
     codes = code_values(segment.terminology)
-    for by, look_up in (("code", lambda one: one.by_codes.get(codes)), ("name", lambda one: one.named(segment.name))):
+    for by, look_up in (("code", lambda one: one.coded(codes)), ("name", lambda one: one.named(segment.name))):
         for one in lists:
-            found = look_up(one) if codes or by == "name" else None
+            found = look_up(one)
             label = found.label_in(table) if found else None
             if label is not None:
                 return _structure(segment, segment.name, label, by, table)

@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from MAISILib.cli import mask_library, options
+from MAISILib.cli import mask_library, mask_variation, options
 from MAISILib.errors import MaskError
 
-app = typer.Typer(help="Check, convert, complete and find masks.", no_args_is_help=True)
+app = typer.Typer(help="Check, convert, complete, find and vary masks.", no_args_is_help=True)
 app.add_typer(mask_library.app, name="library")
+mask_variation.register(app)
 File = Annotated[Path, typer.Argument(help="Label map: NIfTI, NRRD or .seg.nrrd.")]
 
 
@@ -42,7 +43,8 @@ def check_command(
 @app.command("convert")
 def convert_command(
     file: Annotated[
-        Path, typer.Argument(help="Segmentation: NIfTI, NRRD, .seg.nrrd, or a folder with a file for each structure.")
+        Path,
+        typer.Argument(help="NIfTI, NRRD, .seg.nrrd, DICOM-SEG, or a folder with a file for each structure."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The mask to write (.nii.gz).")],
     read_as: Annotated[
@@ -53,6 +55,10 @@ def convert_command(
             "number, name and label.",
         ),
     ] = "auto",
+    ct: Annotated[
+        Path | None,
+        typer.Option("--ct", help="The CT it was made from (NIfTI, NRRD or DICOM folder): the mask gets its grid."),
+    ] = None,
     bundle: options.BundleOption = "head-neck-mini",
     as_json: options.Json = False,
 ) -> None:
@@ -62,9 +68,12 @@ def convert_command(
     from MAISILib.files.images import read_segments
     from MAISILib.files.nifti import write_labels
     from MAISILib.files.segment_folders import read_segment_folder
+    from MAISILib.files.segment_placing import place_on_ct
 
     labels = describe_bundle(bundle).labels
     segmentation = read_segment_folder(file) if file.is_dir() else read_segments(file, largest=65535)
+    if ct is not None:
+        segmentation = place_on_ct(segmentation, ct, file.name)
     mask, conversion = convert(segmentation, labels, file.name, read_as)
     write_labels(mask, out, f"converted from {file.name}", synthetic=False)
     if as_json:

@@ -12,6 +12,8 @@ import numpy as np
 from MAISILib.errors import FileFormatError
 from MAISILib.files import nifti, nrrd
 from MAISILib.files.checks import check_is_file, spatial_shape
+from MAISILib.files.dicom_geometry import is_dicom
+from MAISILib.files.dicom_segmentation import read_dicom_segmentation
 from MAISILib.files.labels import as_labels
 from MAISILib.files.segmentations import Segment, Segmentation, has_segments, segmentation_of
 from MAISILib.volumes import Grid, LabelMap, Volume
@@ -62,11 +64,11 @@ def read_mask(path: Path | str, table: LabelTable, source: str | None = None) ->
 def read_segments(path: Path | str, names: Mapping[int, str] | None = None, *, largest: int = 255) -> Segmentation:
     """Reads which structures a segmentation file holds, without a label table.
 
-    Segments of a Slicer segmentation have names of their own. The numbers of a label map are named by ``names``, else
-    by the label names in a NIfTI header, as TotalSegmentator writes them; others are unnamed segments.
+    Segments of a Slicer or DICOM segmentation have names of their own. The numbers of a label map are named by
+    ``names``, else by the label names in a NIfTI header, as TotalSegmentator writes them; others are unnamed segments.
 
     Args:
-        path: A label map in NIfTI or NRRD, or a Slicer segmentation (``.seg.nrrd``).
+        path: A label map in NIfTI or NRRD, a Slicer segmentation (``.seg.nrrd``) or a DICOM-SEG file of any name.
         names: Names of the numbers of a label map.
         largest: The largest number allowed in a label map, at most 65535.
 
@@ -75,6 +77,8 @@ def read_segments(path: Path | str, names: Mapping[int, str] | None = None, *, l
         MaskError: Voxels of a label map that are no whole numbers from 0 to ``largest``.
     """
     path = Path(path)
+    if is_dicom(path):
+        return read_dicom_segmentation(path)
     if _reader(path) is nrrd:
         array, affine, header = nrrd.read_array(path, layers=True)
         if has_segments(header):
@@ -104,7 +108,12 @@ def _reader(path: Path) -> ModuleType:
     for module in (nifti, nrrd):
         if name.endswith(module.SUFFIXES):
             return module
+    if is_dicom(path):
+        raise FileFormatError(
+            f"{path} is a DICOM file. If it is a segmentation, make a mask of it with maisi mask convert; load images "
+            "in Slicer and save them as .nii.gz."
+        )
     raise FileFormatError(
         f"{path} is of a format that is not read here. Give {', '.join((*nifti.SUFFIXES, *nrrd.SUFFIXES))}; "
-        "load anything else (DICOM, MetaImage, Analyze) in Slicer and save it as .nii.gz."
+        "load anything else (MetaImage, Analyze, DICOM images) in Slicer and save it as .nii.gz."
     )

@@ -60,12 +60,14 @@ class Segmentation:
         affine: ``(4, 4)``, voxel index to RAS+ mm.
         segments: In the file's order.
         notes: What the reader had to do.
+        frame_of_reference: UID of the coordinate system, of a DICOM segmentation; empty where nothing names one.
     """
 
     layers: np.ndarray
     affine: np.ndarray
     segments: tuple[Segment, ...]
     notes: tuple[str, ...] = ()
+    frame_of_reference: str = ""
 
     @property
     def grid(self) -> Grid:
@@ -182,8 +184,9 @@ def find_label(segment: Segment, table: LabelTable) -> tuple[int, Literal["tag",
     if segment.tag.strip().isdigit() and int(segment.tag) in table:
         return int(segment.tag), "tag"
     codes = terminology_codes(segment.terminology)
-    if codes:
-        matches = [label.value for label in table if terminology_codes(label.terminology()) == codes]
+    of_labels = {label.value: terminology_codes(label.terminology()) for label in table} if codes else {}
+    for first in (0, 1):  # without the category where no label has it: lists differ in what they call a structure
+        matches = [value for value, known in of_labels.items() if known and known[first:] == codes[first:]]
         if len(matches) == 1:
             return matches[0], "code"
     try:
@@ -220,5 +223,16 @@ def terminology_codes(terminology: str) -> tuple[str, ...]:
     fields = terminology.split("~")
     if len(fields) != 7:
         return ()
-    codes = tuple("^".join(field.split("^")[:2]).strip("^") for field in (*fields[1:4], *fields[5:7]))
+    codes = tuple(_plain_code(field) for field in (*fields[1:4], *fields[5:7]))
     return () if codes[1] in ("", _UNSPECIFIED_TYPE) else codes
+
+
+def _plain_code(field: str) -> str:
+    """``scheme^code`` of ``scheme^code^meaning``; older SNOMED codes (``SRT``) as those of SNOMED CT."""
+    scheme, _, rest = field.partition("^")
+    value = rest.partition("^")[0]
+    if scheme in ("SRT", "SNM3", "99SDM"):  # PS3.16, 8.1: other designators of the same older codes
+        from pydicom.sr.coding import snomed_mapping  # pyright: ignore[reportPrivateImportUsage]
+
+        scheme, value = "SCT", snomed_mapping["SRT"].get(value, value)
+    return f"{scheme}^{value}".strip("^")

@@ -30,6 +30,7 @@ PACKAGES = {
     "platformdirs": "4",
     "psutil": "5.9",
     "pydantic": "2.7",
+    "pydicom": "3.0",
     "pynrrd": "1.0",
     "rich": "13",
     "safetensors": "0.4",

@@ -18,6 +18,7 @@ from MAISILib.resampling import canonical_grid, resample_labels
 from MAISILib.volumes import LabelMap
 from Testing.anatomy.phantoms import many_organs, torso
 from Testing.cli.conftest import Maisi
+from Testing.files.dicom_files import segment, write_dicom_segmentation, write_dicom_series
 from Testing.training.users_cases import write_image, write_segments
 
 CT_BUNDLE = "nv-rflow-ct"
@@ -169,6 +170,31 @@ def test_convert_reads_a_folder_of_structures(maisi: Maisi, work: Path) -> None:
     assert "2 of 3 structures became 2 labels" in told.out
     assert "left out   quokka (40): 'MAISI' has no label for them" in told.out
     assert read_mask(work / "out/mask.nii.gz", default_table()).array[:, 0, 0].tolist() == [3, 3, 1, 1, 0, 0]
+
+
+def test_convert_reads_dicom_segmentations_and_refuses_those_of_another_scan(
+    maisi: Maisi, refused: Maisi, work: Path
+) -> None:
+    affine = np.diag([-2.0, -2.0, 3.0, 1.0])
+    liver, tumor = np.zeros((2, 8, 6, 5), bool)
+    liver[1:6, 1:5, 1:4], tumor[2:4, 2:4, 2:3] = True, True
+    altered = ("SCT", "49755003", "Morphologically Altered Structure")
+    parts = [
+        (segment("Leber", ("SCT", "123037004", "Anatomical Structure"), ("SCT", "10200004", "Liver")), liver),
+        (segment("HCC", altered, ("SCT", "108369006", "Neoplasm"), None, ("SCT", "10200004", "Liver")), tumor),
+    ]
+    write_dicom_segmentation(work / "seg", affine, parts)
+    write_dicom_series(work / "ct", affine, (8, 6, 5))
+    write_dicom_series(work / "other", affine, (8, 6, 5), frame_of_reference="1.9")
+    told = maisi("mask", "convert", "seg", "--ct", "ct", "-b", CT_BUNDLE, "-o", "mask.nii.gz")
+    assert told.code == 0, told.err
+    assert "2 of 2 structures became 2 labels" in told.out
+    assert "overlap    Leber: 4 of 60 voxels went to hepatic tumor (4)" in told.out
+    mask = read_mask(work / "mask.nii.gz", default_table())
+    assert mask.array.tolist() == np.where(tumor, 26, np.where(liver, 1, 0)).tolist()
+    told = refused("mask", "convert", "seg", "--ct", "other", "-b", CT_BUNDLE, "-o", "no.nii.gz")
+    assert "seg belongs to another scan than other: its frame of reference is 1.2.3" in told.err
+    assert "If it is a segmentation, make a mask of it" in refused("mask", "check", "seg", "-b", CT_BUNDLE).err
 
 
 def test_convert_refuses_what_cannot_be(refused: Maisi, work: Path) -> None:
