@@ -8,7 +8,7 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
-_FILTERS = "NIfTI, NRRD (*.nii *.nii.gz *.nrrd *.nhdr *.seg.nrrd)"
+_FILTERS = "NIfTI, NRRD, MetaImage (*.nii *.nii.gz *.nrrd *.nhdr *.seg.nrrd *.mha *.mhd)"
 
 
 class LoadSection:
@@ -46,7 +46,7 @@ class LoadSection:
     def refresh(self) -> None:
         """Lets a pair be loaded as soon as an image is named, one after another."""
         self._ui.loadResultButton.enabled = not self._isLoading
-        self._ui.loadPairButton.enabled = bool(self._ui.imageFileEdit.text.strip()) and not self._isLoading
+        self._ui.loadPairButton.enabled = _path(self._ui.imageFileEdit.text) is not None and not self._isLoading
 
     def _onBrowse(self, edit: Any, title: str) -> None:
         chosen = self._dialogs.file(title, _FILTERS)
@@ -59,8 +59,9 @@ class LoadSection:
             self._load(Path(folder), None)
 
     def _onLoadPair(self) -> None:
-        image, mask = self._ui.imageFileEdit.text.strip(), self._ui.maskFileEdit.text.strip()
-        self._load(Path(image), Path(mask) if mask else None)
+        image, mask = _path(self._ui.imageFileEdit.text), _path(self._ui.maskFileEdit.text)
+        if image is not None:
+            self._load(image, mask)
 
     def _load(self, path: Path, labelmap: Path | None) -> None:
         self._isLoading, self._notes = True, []
@@ -80,3 +81,9 @@ class LoadSection:
         self._isLoading = False
         self.refresh()
         self._notify("\n".join([*([message] if message else []), *self._notes]))
+
+
+def _path(text: str) -> Path | None:
+    """What the user has typed, or pasted: file managers copy paths in quotes."""
+    text = text.strip().strip("\"'")
+    return Path(text).expanduser() if text else None

@@ -8,6 +8,7 @@ also by its ``close()``.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import tempfile
@@ -15,6 +16,8 @@ from collections.abc import Callable, Generator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from MAISILib.anatomy.labels import LabelTable
 from MAISILib.errors import FileFormatError
@@ -122,6 +125,8 @@ def find_results(path: Path) -> list[Callable[..., Steps]]:
     Raises:
         FileFormatError: There is nothing of that kind.
     """
+    if not path.exists():
+        raise FileFormatError(f"{path} does not exist. Check the name and the folder.")
     folder = path if path.is_dir() else path.parent
     is_result_file = path.name in (IMAGE_NAME, MASK_NAME, PROVENANCE_NAME) and (folder / IMAGE_NAME).is_file()
     if path.is_dir() or is_result_file:
@@ -218,7 +223,9 @@ def _steps(scene: Any, image: Path, mask: Path | None, table: LabelTable, look: 
         node.SetNodeReferenceID(MASK_REFERENCE, segmentation.GetID())
         yield "showing the segmentation"
         belongs_to(node, segmentation, label_map)
-        return Shown(node, segmentation, label_map.notes)
+        is_empty = segmentation.GetSegmentation().GetNumberOfSegments() == 0
+        empty = (f"{label_map.source} is empty: no voxel has a label.",) if is_empty else ()
+        return Shown(node, segmentation, (*label_map.notes, *empty))
     except BaseException:  # also where the caller goes no further: half a result is none
         if node.GetScene() is not None:
             remove_result(scene, node)
@@ -230,8 +237,21 @@ def _label_map(volume: Any, path: Path, table: LabelTable, image_grid: Grid) -> 
         array_of(volume.GetImageData()), path, f"Renumber them with the labels of table '{table.name}'."
     )
     own = grid_of(volume)
+    if _are_apart(own, image_grid):
+        notes = (*notes, f"{path.name} lies elsewhere than the image. Check that the two belong together.")
     affine = image_grid.affine if own.same_as(image_grid) else own.affine
     return LabelMap(values, affine, table, path.name, notes)
+
+
+def _are_apart(one: Grid, other: Grid) -> bool:
+    """Whether the boxes around two grids, along R, A and S, have nothing in common."""
+    boxes = []
+    for grid in (one, other):
+        ends = ((-0.5, count - 0.5) for count in grid.shape)
+        corners = np.array([[*corner, 1.0] for corner in itertools.product(*ends)]) @ grid.affine.T
+        boxes.append((corners[:, :3].min(axis=0), corners[:, :3].max(axis=0)))
+    (low, high), (other_low, other_high) = boxes
+    return bool(((high <= other_low) | (other_high <= low)).any())
 
 
 def _read_steps(path: Path, temporary: Path, what: str) -> Generator[str, None, Any]:
@@ -241,7 +261,7 @@ def _read_steps(path: Path, temporary: Path, what: str) -> Generator[str, None, 
         try:
             next(unpacking)
         except StopIteration as end:
-            return read_volume_file(end.value)
+            return read_volume_file(end.value, named=path)
 
 
 def _temporary_folder() -> Any:

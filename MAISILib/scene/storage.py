@@ -21,8 +21,12 @@ from MAISILib.scene.mrml import slicer, vtk
 _BLOCK = 16 * 2**20
 
 
-def read_volume_file(path: Path) -> Any:
+def read_volume_file(path: Path, named: Path | None = None) -> Any:
     """Reads an image or a label map of any format that Slicer knows.
+
+    Args:
+        path: The file.
+        named: What errors call it, where it is a temporary copy of another.
 
     Returns:
         A vtkMRMLScalarVolumeNode that is in no scene, in the file's voxel order.
@@ -36,9 +40,9 @@ def read_volume_file(path: Path) -> Any:
     storage.SetSingleFile(1)
     storage.SetForceRightHandedIJKCoordinateSystem(0)  # else voxels of a left-handed grid come in another order
     if not storage.ReadData(node) or node.GetImageData() is None or 0 in node.GetImageData().GetDimensions():
-        raise FileFormatError(f"{path} cannot be read as a grey-value image. Load it in Slicer to see why.")
+        raise FileFormatError(f"{named or path} cannot be read as a grey-value image. Load it in Slicer to see why.")
     if min(node.GetImageData().GetDimensions()) < 2:
-        raise FileFormatError(f"{path} is a single slice; a 3D image is needed.")
+        raise FileFormatError(f"{named or path} is a single slice; a 3D image is needed.")
     return node
 
 

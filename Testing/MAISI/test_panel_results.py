@@ -93,3 +93,12 @@ def test_a_pair_that_cannot_be_read_is_told(user: PanelUser, tmp_path: Path) -> 
     user.press("loadPairButton")
     user.waitUntil(lambda: "nothing.nii.gz" in user.message and "Loading" not in user.message)
     assert user.find("loadPairButton").enabled
+
+
+def test_a_path_may_be_pasted_in_quotes(user: PanelUser, tmp_path: Path) -> None:
+    folder = write_result(tmp_path / "Ordner mit ä", seed=4)
+    user.find("imageFileEdit").text = f' "{folder / "image.nii.gz"}" '
+    user.find("maskFileEdit").text = f"'{folder / 'mask.nii.gz'}'"
+    user.press("loadPairButton")
+    user.waitUntil(lambda: len(user.rows()) == 1)
+    assert user.message == ""

@@ -152,8 +152,10 @@ def test_a_folder_may_hold_results_or_pairs(tmp_path: Path, make_image: Make, ma
     assert len(find_results(pairs / "case 1.nii.gz")) == 1
     found = find_results(pairs)
     assert [each.keywords["mask"] is not None for each in found] == [False, True, False]  # type: ignore[attr-defined]
-    for nothing in (tmp_path, tmp_path / "none", tmp_path / "none.nii.gz"):
-        with pytest.raises(FileFormatError, match="holds no results"):
+    with pytest.raises(FileFormatError, match="holds no results"):
+        find_results(tmp_path)
+    for nothing in (tmp_path / "none", tmp_path / "none.nii.gz"):
+        with pytest.raises(FileFormatError, match="does not exist"):
             find_results(nothing)
 
 
@@ -175,6 +177,26 @@ def test_damaged_files_are_named_and_leave_the_scene_as_it_was(
     with pytest.raises(FileFormatError, match="does not exist"):
         run(result_steps(scene, folder))
     assert scene.GetNumberOfNodes() == before
+
+
+def test_a_packed_file_is_called_by_its_own_name(scene: Any, tmp_path: Path) -> None:
+    write_volume_file(np.zeros((8, 8, 1), np.int16), RAS, tmp_path / "slice.nii.gz")
+    with pytest.raises(FileFormatError) as error:
+        run(pair_steps(scene, tmp_path / "slice.nii.gz", None))
+    assert str(error.value).startswith(str(tmp_path / "slice.nii.gz"))
+
+
+def test_a_label_map_that_shows_nothing_of_the_image_is_pointed_out(
+    scene: Any, tmp_path: Path, make_image: Make, make_mask: Make
+) -> None:
+    write_volume(make_image(RAS), tmp_path / "image.nii.gz")
+    far = RAS.copy()
+    far[:3, 3] = 5000
+    write_labels(make_mask(far, [1]), tmp_path / "far.nii.gz")
+    write_volume_file(np.zeros((20, 24, 18), np.uint8), RAS, tmp_path / "empty.nii.gz")
+    for name, said in (("far.nii.gz", "lies elsewhere than the image"), ("empty.nii.gz", "is empty")):
+        notes = run(pair_steps(scene, tmp_path / "image.nii.gz", tmp_path / name)).notes
+        assert any(said in note and name in note for note in notes)
 
 
 def test_an_image_is_no_label_map(scene: Any, tmp_path: Path, make_image: Make) -> None:
