@@ -7,6 +7,7 @@ plain text, so that another program (3D Slicer, started again) can find a job, f
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 import traceback
@@ -33,7 +34,7 @@ class Event:
         done: Units of the stage that are finished.
         total: Units that the stage has; 0 where nobody knows.
         message: One line for people; may be empty.
-        metrics: Figures by name.
+        metrics: Figures by name; what is not finite is not written down.
         file: A file that came into being, relative to the job's folder.
         time: Seconds since 1970.
     """
@@ -47,8 +48,9 @@ class Event:
     time: float = 0.0
 
     def to_json(self) -> str:
-        """One line of JSON, without what is empty."""
-        return json.dumps({k: v for k, v in asdict(self).items() if v not in ("", None, {})}, ensure_ascii=False)
+        """One line of JSON, without what is empty and without figures that are not finite, which JSON cannot tell."""
+        fields = asdict(self) | {"metrics": {name: v for name, v in self.metrics.items() if math.isfinite(v)}}
+        return json.dumps({k: v for k, v in fields.items() if v not in ("", None, {})}, ensure_ascii=False)
 
 
 OnEvent = Callable[[Event], None]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import math
 import os
 import signal
 import subprocess
@@ -26,6 +28,20 @@ def test_events_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert read_events(job.folder) == told
     lines = (job.folder / "events.jsonl").read_bytes().decode().split("\n")
     assert lines[1] == '{"stage": "diffusion", "done": 2, "total": 0, "metrics": {"loss": 0.25}, "time": 6.0}'
+
+
+def test_figures_that_json_cannot_tell_are_left_out(tmp_path: Path) -> None:
+    job = JobFolder(tmp_path)
+    job.event(Event("validation", 3, message="loss nan", metrics={"loss": math.nan, "mae": 0.5, "psnr_db": -math.inf}))
+    job.event(Event("validation", 4, metrics={"loss": math.nan}))
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    for line in (tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines():
+        json.loads(line, parse_constant=refuse)
+    first, second = read_events(tmp_path)
+    assert (first.message, first.metrics, second.metrics) == ("loss nan", {"mae": 0.5}, {})
 
 
 def test_an_event_gets_the_present_time(tmp_path: Path) -> None:
