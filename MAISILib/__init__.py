@@ -17,6 +17,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from MAISILib.anatomy.lesion_insertion import insert_lesion
+    from MAISILib.anatomy.variation import Variation, vary_mask
     from MAISILib.bundles.bundle import Bundle, open_bundle
     from MAISILib.errors import (
         BundleError,
@@ -63,13 +65,18 @@ __all__ = [
     "RequestError",
     "Sample",
     "TrainingError",
+    "Variation",
     "Volume",
     "generate",
+    "insert_lesion",
     "open_bundle",
     "plan",
+    "vary_mask",
 ]
 
 _HOMES = {
+    "MAISILib.anatomy.lesion_insertion": ("insert_lesion",),
+    "MAISILib.anatomy.variation": ("Variation", "vary_mask"),
     "MAISILib.bundles.bundle": ("Bundle", "open_bundle"),
     "MAISILib.errors": tuple(
         name for name in __all__ if name.endswith("Error") or name in ("Cancelled", "OutOfMemory")

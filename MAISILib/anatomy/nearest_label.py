@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 
-def replace_by_nearest(array: np.ndarray, removed: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+def replace_by_nearest(
+    array: np.ndarray, removed: np.ndarray, spacing: Sequence[float], among: Collection[int] = ()
+) -> np.ndarray:
     """``removed`` voxels take the label of the nearest voxel that stays.
 
     The nearest voxel that stays shares a face with a removed one: each step from it towards the removed voxel comes
@@ -18,9 +20,10 @@ def replace_by_nearest(array: np.ndarray, removed: np.ndarray, spacing: Sequence
         array: ``(X, Y, Z)`` labels.
         removed: ``(X, Y, Z)`` bool.
         spacing: Voxel size in mm along the three axes.
+        among: Only these labels are taken, of the voxels beside the removed ones; all by default.
 
     Returns:
-        A new array; an equal one where nothing, or everything, is removed.
+        A new array; an equal one where nothing, or everything, is removed, or nothing to take lies beside it.
     """
     from scipy import ndimage
     from scipy.spatial import cKDTree
@@ -32,8 +35,11 @@ def replace_by_nearest(array: np.ndarray, removed: np.ndarray, spacing: Sequence
         for where in (np.flatnonzero(removed.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3))
     )
     inside = removed[box]
-    beside = np.argwhere(ndimage.binary_dilation(inside) & ~inside)
+    is_beside = ndimage.binary_dilation(inside) & ~inside
+    beside = np.argwhere(is_beside & np.isin(array[box], list(among)) if among else is_beside)
     wanted = np.argwhere(inside)
+    if not len(beside):
+        return array.copy()
     _, nearest = cKDTree(beside * np.asarray(spacing)).query(wanted * np.asarray(spacing))
     result = array.copy()
     part = result[box]
