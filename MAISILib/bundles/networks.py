@@ -64,7 +64,7 @@ def build_network(definition: dict[str, Any], where: str = "network definition",
     """Builds a network on the CPU, in float32 and evaluation mode, with random weights.
 
     GroupNorm is PyTorch's own (MONAI's loops over the groups in Python; results agree to float rounding), attention is
-    ``scaled_dot_product_attention`` on every device.
+    ``scaled_dot_product_attention`` on every device, and small feature maps are convolved by oneDNN on a CPU too.
 
     Args:
         definition: ``_target_`` and constructor arguments, with all references resolved.
@@ -98,9 +98,13 @@ def parameter_count(network: nn.Module) -> int:
 
 def _prepare(network: nn.Module) -> nn.Module:
     from monai.apps.generation.maisi.networks.autoencoderkl_maisi import MaisiGroupNorm3D
-    from torch.nn import GroupNorm
+    from torch.nn import Conv3d, GroupNorm
+
+    from MAISILib.bundles.convolution import Convolution
 
     for module in network.modules():
+        if type(module) is Conv3d:
+            module.__class__ = Convolution  # pyright: ignore[reportAttributeAccessIssue] - same parameters, same result, faster
         if isinstance(module, MaisiGroupNorm3D):
             module.__class__ = GroupNorm  # pyright: ignore[reportAttributeAccessIssue] - same parameters, same result, no Python loop
         if hasattr(module, "use_flash_attention"):
