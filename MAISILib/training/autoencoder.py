@@ -32,6 +32,9 @@ _DISCRIMINATOR: dict[str, Any] = {
     "norm": "INSTANCE",
 }
 
+#: PSNR ends at 100 dB: nothing but air may come back without any error.
+_LEAST_SQUARED_ERROR = 1e-10
+
 #: (reconstruction, image) ``(N, 1, X, Y, Z)`` → distance per sample ``(N,)``.
 Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -78,12 +81,6 @@ class AutoencoderTask:
             self.networks["discriminator"] = PatchDiscriminator(**_DISCRIMINATOR)
             self.phases = {"generator": ("autoencoder",), "discriminator": ("discriminator",)}
 
-    def leave_out_bad(self, on_skip: Callable[[str], None]) -> None:
-        """Reads every image once and goes on without those that cannot be used."""
-        self._training.check(skip_bad=True, on_skip=on_skip)
-        if len(self._validation):
-            self._validation.check(skip_bad=True, on_skip=on_skip)
-
     def item_count(self) -> int:
         """Number of training images."""
         return len(self._training)
@@ -115,7 +112,7 @@ class AutoencoderTask:
         output = autoencoder.decode(mean + deviation * batch["noise"]).float()
         error = (output - image).abs()
         dims, weight = (1, 2, 3, 4), batch["weight"]
-        per_voxel = error + recipe.squared_weight * error**2
+        per_voxel = recipe.absolute_weight * error + recipe.squared_weight * error**2
         reconstruction = (weight * per_voxel).sum(dims) / weight.sum(dims)
         kl = kl_divergence(mean.float(), deviation.float())
         losses = {"loss": reconstruction + recipe.kl_weight * kl, "reconstruction": reconstruction, "kl": kl}
@@ -153,7 +150,8 @@ class AutoencoderTask:
         error = output.clamp(0, 1) - image
         if sample.label is not None and sample.label.any():
             error = error[sample.label[None].to(device) > 0]
-        return {"psnr_db": -10 * math.log10(float((error**2).mean())), "mae": float(error.abs().mean())}
+        squared = max(float((error**2).mean()), _LEAST_SQUARED_ERROR)
+        return {"psnr_db": -10 * math.log10(squared), "mae": float(error.abs().mean())}
 
 
 def autoencoder_task(recipe: AutoencoderRecipe, data: Datalist) -> tuple[AutoencoderTask, float | None]:

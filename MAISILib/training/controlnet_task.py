@@ -243,7 +243,10 @@ def controlnet_task(recipe: ControlNetRecipe, data: Datalist) -> tuple[ControlNe
     own = bundle.manifest.networks.get("controlnet")
     definition = recipe.definition or (own.definition if own else None)
     if definition is None:
-        raise TrainingError(f"Bundle '{bundle.name}' has no ControlNet; give a definition in the recipe.")
+        raise TrainingError(
+            f"Bundle '{bundle.name}' has no ControlNet: give a definition in the recipe, with its UNet's channels, "
+            "blocks and attention (docs/training.md says what else is in it)."
+        )
     initial = bundle.load("controlnet").state_dict() if own and own.definition == definition else None
     sha256, scale = bundle.weights_sha256(), bundle.scale_factor()
 

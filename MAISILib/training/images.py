@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from MAISILib.errors import FileFormatError, MaisiError
+from MAISILib.errors import FileFormatError
 from MAISILib.training.datalist import DataItem, check_same_place
 from MAISILib.training.modalities import is_ct, modality_code
 from MAISILib.volumes import Grid, Volume
@@ -182,30 +182,6 @@ class ImageDataset:
         """
         image, label, spacing = self._transforms(self.prepared(index), rng)
         return ImageSample(image, label, spacing, self._codes[index])
-
-    def check(self, *, skip_bad: bool = False, on_skip: Callable[[str], None] = lambda message: None) -> None:
-        """Reads every image once, so that a bad one shows before the training and not in the middle of it.
-
-        Args:
-            skip_bad: Leave bad images out of the data set.
-            on_skip: Called with the reason for each of them.
-
-        Raises:
-            FileFormatError: There are bad images; all are named. With ``skip_bad``: no other is left.
-        """
-        problems: dict[int, str] = {}
-        for index in range(len(self)):
-            try:
-                self.prepared(index)
-            except MaisiError as error:
-                problems[index] = f"{self.name(index)}: {error}"
-        if problems and (not skip_bad or len(problems) == len(self)):
-            raise FileFormatError(f"{len(problems)} of {len(self)} images: {' '.join(problems.values())}")
-        for problem in problems.values():
-            on_skip(problem)
-        kept = [index for index in range(len(self)) if index not in problems]
-        self._items, self._codes = [self._items[i] for i in kept], [self._codes[i] for i in kept]
-        self._cache = {new: self._cache[old] for new, old in enumerate(kept) if old in self._cache}
 
     def prepared(self, index: int) -> PreparedImage:
         """Image and label in RAS order on the wanted voxels, from memory where they are there.

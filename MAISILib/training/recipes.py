@@ -112,7 +112,8 @@ class AutoencoderRecipe(Recipe):
         definition: The autoencoder.
         data: How images are read, cropped and varied.
         labels_of: Bundle whose label table says which labels change places in a mirror; ``None``: the public one.
-        squared_weight: Weight of the squared error beside the absolute one.
+        absolute_weight: Of the absolute error (L1).
+        squared_weight: Of the squared error (L2).
         air_weight: Weight of voxels outside the body (label 0, where items have a label map), against 1 inside.
         kl_weight: Of the Kullback–Leibler term.
         perceptual_weight: Of the perceptual term (:mod:`MAISILib.training.perceptual`).
@@ -126,6 +127,7 @@ class AutoencoderRecipe(Recipe):
     definition: dict[str, Any]
     data: ImageSettings = ImageSettings()
     labels_of: str | None = None
+    absolute_weight: Annotated[float, Field(ge=0)] = 1.0
     squared_weight: Annotated[float, Field(ge=0)] = 0.0
     air_weight: AirWeight = 1.0
     kl_weight: Annotated[float, Field(ge=0)] = 1e-7
@@ -144,7 +146,9 @@ class AutoencoderRecipe(Recipe):
         return (f"The perceptual term is left out: its network has no weights. {HOW_TO_GET_PERCEPTUAL_WEIGHTS}",)
 
     @model_validator(mode="after")
-    def _discriminator_sees_enough(self) -> AutoencoderRecipe:
+    def _terms_go_together(self) -> AutoencoderRecipe:
+        if self.absolute_weight == self.squared_weight == 0:
+            raise ValueError("absolute_weight and squared_weight are both 0: nothing would be reconstructed")
         if self.adversarial_weight > 0 and min(self.data.patch_size) < 32:
             raise ValueError("the discriminator halves patches four times: give a patch_size of at least 32")
         return self

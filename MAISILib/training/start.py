@@ -11,7 +11,8 @@ from MAISILib.bundles.weights import save_safetensors
 from MAISILib.errors import TrainingError, did_you_mean
 from MAISILib.generation.progress import CancelToken
 from MAISILib.jobs.folder import OnEvent
-from MAISILib.training.autoencoder import AutoencoderTask, autoencoder_task
+from MAISILib.training.autoencoder import autoencoder_task
+from MAISILib.training.bad_items import ReadItem, image_reader, latent_reader, mask_reader, without_bad
 from MAISILib.training.checkpoint import read_checkpoint
 from MAISILib.training.controlnet_task import controlnet_task
 from MAISILib.training.datalist import Datalist, read_datalist
@@ -88,7 +89,7 @@ def start_training(
         resume: Go on with the run in ``out``.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         fold: Items of this fold are held out.
-        skip_bad: Leave unreadable items out rather than stop.
+        skip_bad: Read all of every item once, and leave out those that cannot be used rather than stop at them.
         cancel: Ends the run after its present step, saved.
         on_event: Hears the events of the job.
         on_skip: Hears which items were left out.
@@ -96,12 +97,12 @@ def start_training(
     Raises:
         TrainingError: Recipe or data do not fit, or the training failed.
     """
-    recipe_kind, make_task = KINDS[_kind(kind, recipe)]
+    recipe_kind, make_task, make_reader = KINDS[_kind(kind, recipe)]
     asked = read_recipe(recipe, recipe_kind)
     items = read_datalist(data, fold=fold, skip_bad=skip_bad, on_skip=on_skip)
+    if skip_bad:
+        items = without_bad(items, make_reader(asked), on_skip)
     task, scale_factor = make_task(asked, items)
-    if skip_bad and isinstance(task, AutoencoderTask):
-        task.leave_out_bad(on_skip)
     return run_task(task, asked, out, scale_factor, resume=resume, device=device, cancel=cancel, on_event=on_event)
 
 
@@ -134,11 +135,19 @@ def _kind(named: str, recipe: Path) -> str:
     return named
 
 
-#: Kind of training → its recipe, and what makes its task (and the latents' scale factor) from a recipe and data.
-KINDS: dict[str, tuple[type[Recipe], Callable[[Any, Datalist], tuple[Task, float | None]]]] = {
-    "autoencoder": (AutoencoderRecipe, autoencoder_task),
-    "diffusion": (DiffusionRecipe, diffusion_task),
-    "controlnet": (ControlNetRecipe, controlnet_task),
-    "mask-autoencoder": (MaskAutoencoderRecipe, mask_autoencoder_task),
-    "mask-diffusion": (MaskDiffusionRecipe, mask_diffusion_task),
+#: Kind of training → its recipe; what makes its task (and the latents' scale factor) from a recipe and data; what makes
+#: from a recipe a function that reads an item as the training does.
+KINDS: dict[
+    str,
+    tuple[
+        type[Recipe],
+        Callable[[Any, Datalist], tuple[Task, float | None]],
+        Callable[[Any], ReadItem],
+    ],
+] = {
+    "autoencoder": (AutoencoderRecipe, autoencoder_task, image_reader),
+    "diffusion": (DiffusionRecipe, diffusion_task, latent_reader),
+    "controlnet": (ControlNetRecipe, controlnet_task, latent_reader),
+    "mask-autoencoder": (MaskAutoencoderRecipe, mask_autoencoder_task, mask_reader),
+    "mask-diffusion": (MaskDiffusionRecipe, mask_diffusion_task, mask_reader),
 }

@@ -119,7 +119,8 @@ def test_images_are_read_once_as_far_as_the_cache_allows(tmp_path: Path) -> None
     items = read_datalist(tmp_path).training
     cached, half = dataset(items), dataset(items, cache=1)
     for images in (cached, half):
-        images.check()
+        for index in range(2):
+            images.prepared(index)
     for path in tmp_path.iterdir():
         path.unlink()
     assert len(cached) == 2
@@ -165,22 +166,6 @@ def test_an_image_without_contrast_is_refused(tmp_path: Path) -> None:
     items = one(tmp_path, np.full((8, 8, 8), 7, np.int16), modality="mri")
     with pytest.raises(FileFormatError, match=r"a\.nii\.gz is 7 nearly everywhere"):
         dataset(items).load(0, random.Random(0))
-
-
-def test_all_bad_images_are_found_before_the_training(tmp_path: Path) -> None:
-    items = []
-    for name in ("good", "nan", "infinite"):
-        (tmp_path / name).mkdir()
-        items.append(DataItem(name, save(tmp_path / name / "ct.nii.gz", bad(name)[0])))
-    with pytest.raises(FileFormatError, match=r"2 of 3 images: nan: .*infinite: "):
-        dataset(items).check()
-    told: list[str] = []
-    images = dataset(items[::-1])
-    images.check(skip_bad=True, on_skip=told.append)
-    assert (len(images), images.name(0), len(told)) == (1, "good", 2)
-    assert float(images.load(0, random.Random(0)).image[0, 0, 0, 0]) == 0.5
-    with pytest.raises(FileFormatError, match="1 of 1 images"):
-        dataset(items[1:2]).check(skip_bad=True)
 
 
 def test_an_unknown_modality_is_refused_by_name(tmp_path: Path) -> None:

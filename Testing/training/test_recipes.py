@@ -7,7 +7,11 @@ from typing import Any
 import pytest
 
 from MAISILib.errors import TrainingError
+from MAISILib.training.images import ImageSettings
+from MAISILib.training.mask_recipes import MaskSettings
 from MAISILib.training.recipes import AutoencoderRecipe, DiffusionRecipe, Recipe, parse_recipe
+from MAISILib.training.start import KINDS
+from Testing.imports import ROOT
 
 
 def test_the_autoencoder_warms_up_by_tens_of_epochs() -> None:
@@ -39,3 +43,10 @@ def test_a_cosine_ends_at_a_fiftieth_and_a_warm_up_comes_before_it() -> None:
 def test_a_field_that_does_not_fit_is_named(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(TrainingError, match=f"R: .*{said}"):
         parse_recipe({"steps": 1, "definition": {}, **fields}, DiffusionRecipe, "R")
+
+
+def test_every_setting_is_in_the_guide() -> None:
+    guide = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("training.md", "training-data.md"))
+    kinds = (*(kind for kind, *_ in KINDS.values()), ImageSettings, MaskSettings)
+    fields = {name for kind in kinds for name in kind.model_fields}
+    assert sorted(name for name in fields if f"`{name}`" not in guide) == []
