@@ -16,8 +16,13 @@ from MAISILib.files.atomic import atomic_folder, write_text
 from MAISILib.scene import grid_of, read_mask
 from MAISILib.scene.charts import show_hu_chart
 from MAISILib.scene.geometry import array_of
-from MAISILib.scene.label_tables import table_of_result
-from MAISILib.scene.nodes import DIGEST_ATTRIBUTE, MASK_REFERENCE, PROVENANCE_ATTRIBUTE, mask_digest
+from MAISILib.scene.nodes import (
+    DIGEST_ATTRIBUTE,
+    MASK_REFERENCE,
+    PROVENANCE_ATTRIBUTE,
+    mask_digest,
+    table_of_segmentation,
+)
 from MAISILib.scene.results import remove_result
 from MAISILib.scene.storage import write_volume_file
 from MAISILib.volumes import Grid
@@ -154,7 +159,7 @@ class ResultEntry:
 
     def _mask(self) -> tuple[Any, Any]:
         """Its label map on its own grid, and the label table."""
-        table = table_of_result(None, self.provenance)
+        table = table_of_segmentation(self.segmentationNode, self.provenance)
         return read_mask(self.segmentationNode, table, self.volumeNode), table
 
     def save(self, folder: Path) -> list[Path]:

@@ -14,9 +14,9 @@ from MAISILib.errors import BundleError, FileFormatError, MaskError
 from MAISILib.quality.hu_check import OrganRange, check_hu, read_ranges
 from MAISILib.resources import resources_folder
 from MAISILib.scene.geometry import array_of
-from MAISILib.scene.label_tables import bundle_folders, read_manifest, table_of_result
+from MAISILib.scene.label_tables import bundle_folders, read_manifest
 from MAISILib.scene.mrml import slicer, vtk
-from MAISILib.scene.nodes import CHART_REFERENCE, PROVENANCE_ATTRIBUTE, folder_of, put_into
+from MAISILib.scene.nodes import CHART_REFERENCE, PROVENANCE_ATTRIBUTE, folder_of, put_into, table_of_segmentation
 from MAISILib.scene.segments import read_mask
 from MAISILib.volumes import LabelMap
 
@@ -71,7 +71,7 @@ def show_hu_chart(scene: Any, volume: Any, segmentation: Any) -> HuChart:
     provenance = json.loads(volume.GetAttribute(PROVENANCE_ATTRIBUTE) or "{}")
     rows = rows_of_provenance(provenance)
     if not rows and segmentation is not None:
-        mask = read_mask(segmentation, table_of_result(None, provenance), volume)
+        mask = read_mask(segmentation, table_of_segmentation(segmentation, provenance), volume)
         rows = measured_rows(volume, mask, expected_ranges(provenance))
     if not rows:
         raise MaskError(f"'{volume.GetName()}' has no organs to measure.")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from MAISILib.anatomy.labels import LabelTable, default_table
+from MAISILib.anatomy.labels import Code, Label, LabelTable, default_table
 from MAISILib.errors import BundleError, FileFormatError
 from MAISILib.resources import resources_folder
 
@@ -67,3 +68,22 @@ def bundle_folders(provenance: Mapping[str, Any]) -> list[Path]:
     bundle = bundle if isinstance(bundle, Mapping) else {}
     places = [Path(str(bundle["folder"]))] if bundle.get("folder") else []
     return places + ([resources_folder() / "bundles" / str(bundle["name"])] if bundle.get("name") else [])
+
+
+def table_as_text(table: LabelTable) -> str:
+    """A table as JSON, for a scene to carry."""
+    return json.dumps({"name": table.name, "labels": [asdict(label) for label in table]}, ensure_ascii=False)
+
+
+def table_of_text(text: str) -> LabelTable | None:
+    """What `table_as_text` has written; None where it is something else."""
+
+    def cell(value: Any) -> Any:
+        return Code(**value) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
+
+    try:
+        stored = json.loads(text)
+        rows = [{name: cell(value) for name, value in row.items()} for row in stored["labels"]]
+        return LabelTable(str(stored["name"]), [Label(**row) for row in rows])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None

@@ -13,6 +13,7 @@ import numpy as np
 from MAISILib.anatomy.labels import Label, LabelTable
 from MAISILib.files.segmentations import LABEL_TAG, TERMINOLOGY_TAG
 from MAISILib.scene.geometry import fill_image, matrix_of
+from MAISILib.scene.label_tables import table_as_text, table_of_result, table_of_text
 from MAISILib.scene.mrml import slicer, vtk
 from MAISILib.volumes import LabelMap, Volume
 
@@ -23,8 +24,9 @@ DIGEST_ATTRIBUTE = "MAISI.MaskDigest"
 #: Roles of the references from an image to what belongs to it: its segmentation; its HU table, chart and series.
 MASK_REFERENCE = "MAISI.Mask"
 CHART_REFERENCE = "MAISI.Chart"
-#: Marks a colour table made from a label table, with that table's name.
-_TABLE_ATTRIBUTE = "MAISI.LabelTable"
+#: Role of the reference from a segmentation to the colour table whose attribute holds the label table that it was shown
+#: with, so that a scene can be read where the bundle is not.
+_TABLE_REFERENCE = _TABLE_ATTRIBUTE = "MAISI.LabelTable"
 _DESCRIPTION = "Synthetic image made by MAISI for Slicer. Not a patient."
 
 #: Window and level in HU that show soft tissue, as Slicer's CT-abdomen preset does.
@@ -173,8 +175,27 @@ def show_mask(
             display.SetSegmentOpacity2DFill(segment_id, 0.0)
             display.SetSegmentOpacity3D(segment_id, 0.2)
     node.SetLabelmapConversionColorTableNodeID(_color_table(scene, mask.table).GetID())
+    means_labels_of(node, mask.table)
     put_into(scene, folder, node)
     return node
+
+
+def means_labels_of(segmentation_node: Any, table: LabelTable) -> None:
+    """Notes, in the scene, of which label table the segments of a node are."""
+    color_table = _color_table(segmentation_node.GetScene(), table)
+    segmentation_node.SetNodeReferenceID(_TABLE_REFERENCE, color_table.GetID())
+
+
+def table_of_segmentation(segmentation_node: Any, provenance: Mapping[str, Any]) -> LabelTable:
+    """The label table of which a segmentation's segments are: the one noted in the scene, else that of the result.
+
+    Args:
+        segmentation_node: A vtkMRMLSegmentationNode.
+        provenance: Of its image; may be empty. See `table_of_result`.
+    """
+    color_table = segmentation_node.GetNodeReference(_TABLE_REFERENCE)
+    noted = color_table.GetAttribute(_TABLE_ATTRIBUTE) if color_table is not None else None
+    return table_of_text(noted or "") or table_of_result(None, provenance)
 
 
 def _segment(value: int, table: LabelTable) -> Any:
@@ -201,17 +222,18 @@ def _label(value: int, table: LabelTable) -> Label:
 
 def _color_table(scene: Any, table: LabelTable) -> Any:
     """The scene's colour table for a label table, made when first needed."""
+    text = table_as_text(table)
     nodes = scene.GetNodesByClass("vtkMRMLColorTableNode")
     nodes.UnRegister(None)
     for number in range(nodes.GetNumberOfItems()):
         node = nodes.GetItemAsObject(number)
-        if node.GetAttribute(_TABLE_ATTRIBUTE) == table.name:
+        if node.GetAttribute(_TABLE_ATTRIBUTE) == text:
             return node
     node = slicer.vtkMRMLColorTableNode()
     node.SetTypeToUser()
     node.SetName(f"MAISI {table.name}")
     node.SetAttribute("Category", "Segmentations")
-    node.SetAttribute(_TABLE_ATTRIBUTE, table.name)
+    node.SetAttribute(_TABLE_ATTRIBUTE, text)
     node.SetNumberOfColors(max((label.value for label in table), default=0) + 1)
     node.SetColor(0, "background", 0.0, 0.0, 0.0, 0.0)
     for label in table:

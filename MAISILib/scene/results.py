@@ -9,7 +9,6 @@ also by its ``close()``.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import tempfile
 from collections.abc import Callable, Generator, Mapping
@@ -22,6 +21,7 @@ import numpy as np
 from MAISILib.anatomy.labels import LabelTable
 from MAISILib.errors import FileFormatError
 from MAISILib.files.atomic import output_error
+from MAISILib.files.checks import read_json_object
 from MAISILib.files.labels import as_labels
 from MAISILib.scene.geometry import array_of, grid_of
 from MAISILib.scene.label_tables import table_of_result
@@ -31,6 +31,7 @@ from MAISILib.scene.nodes import (
     MASK_REFERENCE,
     belongs_to,
     folder_of,
+    means_labels_of,
     put_into,
     show,
     show_mask,
@@ -211,7 +212,7 @@ def _steps(scene: Any, image: Path, mask: Path | None, table: LabelTable, look: 
         if node.GetScene() is None:  # it was deleted in between
             return Shown(node, None, ())
         if label_map is None:
-            return Shown(node, _read_segmentation(scene, mask, f"{look.name} mask", node), ())
+            return Shown(node, _read_segmentation(scene, mask, f"{look.name} mask", node, table), ())
         segmentation = show_mask(
             scene,
             label_map,
@@ -271,7 +272,7 @@ def _temporary_folder() -> Any:
         raise output_error(Path(tempfile.gettempdir()), error) from error
 
 
-def _read_segmentation(scene: Any, path: Path, name: str, reference: Any) -> Any:
+def _read_segmentation(scene: Any, path: Path, name: str, reference: Any, table: LabelTable) -> Any:
     node, storage = slicer.vtkMRMLSegmentationNode(), slicer.vtkMRMLSegmentationStorageNode()
     node.SetName(name)
     storage.SetFileName(str(path))
@@ -279,6 +280,7 @@ def _read_segmentation(scene: Any, path: Path, name: str, reference: Any) -> Any
         raise FileFormatError(f"{path} cannot be read as a segmentation. Load it in Slicer to see why.")
     scene.AddNode(node)
     node.CreateDefaultDisplayNodes()
+    means_labels_of(node, table)
     put_into(scene, folder_of(scene, reference), node)
     if reference.GetScene() is not None:
         reference.SetNodeReferenceID(MASK_REFERENCE, node.GetID())
@@ -289,13 +291,7 @@ def _read_provenance(folder: Path) -> dict[str, Any]:
     path = folder / PROVENANCE_NAME
     if not path.is_file():
         return {}
-    try:
-        provenance = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path} cannot be read ({error}). Remove it to load the image without it.") from error
-    if not isinstance(provenance, dict):
-        raise FileFormatError(f"{path} is no provenance of a sample. Remove it to load the image without it.")
-    return provenance
+    return read_json_object(path, "Remove it to load the image without it.")
 
 
 def _name_of(provenance: Mapping[str, Any], folder: Path, title: str) -> str:

@@ -15,7 +15,7 @@ pytest.importorskip("slicer", reason="slicer-core is not installed")
 from MAISILib.errors import FileFormatError, MaskError, OutputError
 from MAISILib.scene import read_mask, read_volume
 from MAISILib.scene.mrml import slicer
-from MAISILib.scene.results import result_steps, run
+from MAISILib.scene.results import pair_steps, result_steps, run
 from Testing.imports import ROOT
 from Testing.MAISI.scripted_process import makeSample
 
@@ -129,6 +129,29 @@ def test_a_saved_result_comes_back_with_its_labels_and_provenance(results: Any, 
     (folder / "image.nii.gz").unlink()
     with pytest.raises(OutputError, match="holds other files"):
         results.save(entry, folder)
+
+
+def test_a_pair_keeps_the_labels_that_it_was_loaded_with_also_in_a_saved_scene(
+    results: Any, add: Any, tmp_path: Path
+) -> None:
+    from MAISIPanel.Results import ResultEntry, ResultList
+
+    from MAISILib.scene import load, save
+    from MAISILib.scene.label_tables import table_of_bundle
+
+    folder = tmp_path / "Ergebnisse ä" / "7"
+    add()
+    image, mask = folder / "image.nii.gz", folder / "mask.nii.gz"
+    pair = run(pair_steps(results.scene, image, mask, table=table_of_bundle(BUNDLE)))
+    (folder / "labels.csv").unlink(missing_ok=True)
+    save(results.scene, tmp_path / "scene.mrb")
+    for scene, node in ((results.scene, pair.volume), (load(tmp_path / "scene.mrb"), None)):
+        node = node or scene.GetNodeByID(pair.volume.GetID())
+        list_, entry = ResultList(scene), ResultEntry(node)
+        assert "labels.csv" in [path.name for path in list_.save(entry, tmp_path / f"saved-{id(scene)}")]
+        list_.makeChart(entry)
+        table = node.GetNthNodeReference("MAISI.Chart", 0).GetTable()
+        assert "mandible" in [table.GetValue(row, 0).ToString() for row in range(table.GetNumberOfRows())]
 
 
 def test_what_the_user_edited_is_saved_as_edited(results: Any, add: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from MAISILib.anatomy.labels import LabelTable
 from MAISILib.scene import grid_of, read_mask, read_volume, show, show_mask
 from MAISILib.scene.geometry import array_of
 from MAISILib.scene.mrml import slicer, vtk
+from MAISILib.scene.nodes import table_of_segmentation
 from MAISILib.volumes import Grid, LabelMap, Volume
 
 Make = Callable[..., Any]
@@ -160,3 +162,11 @@ def test_export_in_slicer_keeps_the_values(scene: Any, oblique: np.ndarray, make
 def test_one_color_table_serves_all_samples(scene: Any, make_mask: Make) -> None:
     nodes = [show_mask(scene, make_mask(RAS, [1]), name) for name in ("a", "b")]
     assert len({node.GetLabelmapConversionColorTableNodeID() for node in nodes}) == 1
+
+
+def test_a_label_table_of_the_same_name_with_other_labels_is_another_one(
+    scene: Any, make_mask: Make, table: LabelTable
+) -> None:
+    small = LabelTable(table.name, [table[1]])
+    nodes = [show_mask(scene, mask, "a") for mask in (make_mask(RAS, [1]), replace(make_mask(RAS, [1]), table=small))]
+    assert [table_of_segmentation(node, {}) for node in nodes] == [table, small]
