@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from MAISILib.anatomy.body_regions import region_of_label, regions_by_shape
 from MAISILib.anatomy.labels import LabelTable
 from MAISILib.errors import MaskError, RequestError, did_you_mean
 from MAISILib.volumes import LabelMap
@@ -74,15 +75,30 @@ def regions_of(mask: LabelMap) -> BodyRegions | None:
     """The body regions in which the mask begins and ends, seen along the patient's S axis.
 
     A region reaches as far as its labels do (``REGION_LABELS``; place holders among them count as in the published
-    models). Where two regions reach equally far, the upper one is the top and the lower one the bottom.
+    models). Where two regions reach equally far, the upper one is the top and the lower one the bottom. A mask without
+    these labels is judged by its other structures, and one that is nothing but a body by its outline, see
+    :func:`MAISILib.anatomy.body_regions.regions_by_shape`.
 
     Returns:
-        ``None`` where no label tells the region, for example in a mask of the body alone.
+        ``None`` where nothing tells the region.
     """
+    others: dict[str, list[int]] = {region: [] for region in REGIONS}
+    for label in mask.table:
+        if (region := region_of_label(label)) is not None:
+            others[region].append(label.value)
+    found = _reaching_farthest(mask, REGION_LABELS) or _reaching_farthest(mask, others)
+    if found is None and LabelTable.BODY in mask.labels:
+        shape = regions_by_shape(mask)
+        found = None if shape is None else BodyRegions(*shape)
+    return found
+
+
+def _reaching_farthest(mask: LabelMap, labels: Mapping[str, Sequence[int]]) -> BodyRegions | None:
+    """The regions whose labels reach highest and lowest."""
     heights: dict[str, tuple[float, float]] = {}  # from top to bottom
     for region in REGIONS:
         # Turned: files come in Fortran order, in which isin takes many times as long.
-        extent = _height(np.isin(mask.array.T, REGION_LABELS[region]).T, mask.affine[2])
+        extent = _height(np.isin(mask.array.T, labels[region]).T, mask.affine[2])
         if extent is not None:
             heights[region] = extent
     if not heights:

@@ -89,6 +89,51 @@ def test_regions_that_end_in_the_same_slice_are_told_by_anatomy():
     assert regions_of(label_map(array)) == ("chest", "abdomen")
 
 
+def test_other_structures_tell_the_region_where_the_published_ones_are_missing():
+    array = np.full((6, 6, 12), 200)
+    array[2:4, 2:4, 0:3], array[2:4, 2:4, 4:7], array[2:4, 2:4, 9:12] = 95, 116, 115  # hip, cyst of a kidney, heart
+    assert regions_of(label_map(array)) == ("chest", "lower")
+    array[2:4, 2:4, 9:12], array[0, 0, :] = 200, 121  # a spinal cord lies anywhere
+    assert regions_of(label_map(array)) == ("abdomen", "lower")
+
+
+def outline(parts: str, step: float = 10.0) -> LabelMap:
+    """A body from top to bottom: ``h`` is a slice of the head, ``a`` of a head between raised arms, ``t`` of the trunk
+    and ``l`` of the legs, ``step`` mm thick."""
+    array = np.zeros((50, 36, len(parts)), np.uint8)
+    for z, part in enumerate(reversed(parts)):
+        if part in "ha":
+            array[17:33, 8:26, z] = 200
+        if part == "a":
+            array[3:12, 8:20, z] = array[38:47, 8:20, z] = 200
+        if part == "t":
+            array[6:44, 6:30, z] = 200
+        if part == "l":
+            array[8:22, 8:24, z] = array[28:42, 8:24, z] = 200
+    return label_map(array, np.diag([10.0, 10.0, step, 1.0]))
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ("h" * 20, ("head", "head")),
+        ("h" * 20 + "t" * 20, ("head", "chest")),
+        ("a" * 20 + "t" * 40, ("head", "abdomen")),
+        ("h" * 20 + "t" * 60 + "l" * 30, ("head", "lower")),
+        ("t" * 30, ("chest", "abdomen")),
+        ("t" * 60, ("chest", "lower")),
+        ("t" * 20 + "l" * 20, ("lower", "lower")),
+        ("t" * 40 + "l" * 20, ("abdomen", "lower")),
+        ("l" * 40, ("lower", "lower")),
+        ("t" * 3, None),
+    ],
+)
+def test_outline_of_a_body_alone_tells_its_regions(parts: str, expected: tuple[str, str] | None):
+    mask = outline(parts)
+    assert regions_of(mask) == expected
+    assert regions_of(turned(mask, (2, 0, 1), (1, 0, 1))) == expected
+
+
 @pytest.mark.parametrize("value", [0, 200, 121])
 def test_mask_that_tells_no_region_has_none(value: int):
     assert regions_of(label_map(np.full((3, 3, 3), value))) is None
