@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import random
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
 from MAISILib.anatomy.labels import LabelTable
@@ -17,8 +18,11 @@ from MAISILib.errors import FileFormatError, MaskError, OutputError, RequestErro
 from MAISILib.volumes import LabelMap
 
 INDEX_NAME = "masks.json"
+NIFTI = (".nii.gz", ".nii")
 #: Voxel sizes that differ by less (relative) are the same.
 EXACT = 1e-3
+#: So many masks are named where none fits.
+_NEAREST = 3
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class MaskLibrary:
         return len(self.entries)
 
     @classmethod
-    def open(cls, index_path: Path, format: Literal["maisi", "published"], table: LabelTable) -> MaskLibrary:
+    def open(cls, index_path: Path, format: Literal["maisi", "published", "auto"], table: LabelTable) -> MaskLibrary:
         """Reads an index; no mask is loaded.
 
         Raises:
@@ -75,6 +79,8 @@ class MaskLibrary:
         size: Sequence[int] | None = None,
         spacing: Sequence[float] | None = None,
         *,
+        field_of_view: Sequence[float] | None = None,
+        tolerance: float = EXACT,
         body_regions: Sequence[str] | None = None,
         rng_seed: int = 0,
         limit: int = 10,
@@ -88,22 +94,28 @@ class MaskLibrary:
             labels: Requested label values; empty for any.
             size: Wanted number of voxels ``(X, Y, Z)``.
             spacing: Wanted voxel size in mm. Size and spacing go together; without them every mask is equally good.
+            field_of_view: Wanted extent in mm, instead of size and spacing.
+            tolerance: Voxel sizes that differ by less (relative) count as the wanted one.
             body_regions: Regions that the mask must reach over: ``"head"``, ``"chest"``, ``"abdomen"``, ``"lower"``.
             rng_seed: Chooses among equally good ones.
             limit: At most so many.
 
         Raises:
-            RequestError: A label is not in the table, a region is unknown, or only one of size and spacing is given.
-            MaskError: No mask fits; the message says which label is in none and how many masks have each.
+            RequestError: A label is not in the table, a region is unknown, only one of size and spacing is given, or a
+                field of view with them.
+            MaskError: No mask fits; the message says which label is in none, how many masks have each, and which masks
+                come nearest.
         """
         wanted = {self.table.find(value).value for value in labels}
         regions = [REGIONS.index(region_name(word)) for word in body_regions or ()]
         if (size is None) != (spacing is None):
             raise RequestError("A mask is searched by size and voxel size together; give both or neither.")
+        if field_of_view is not None and size is not None:
+            raise RequestError("Size and voxel size tell the field of view; give either these or that.")
         fitting = [entry for entry in self.entries if self._fits(entry, wanted, regions)]
         if not fitting:
-            raise MaskError(self._nothing_fits(wanted, body_regions or ()))
-        candidates = [_candidate(entry, size, spacing) for entry in fitting]
+            raise MaskError(f"{self._nothing_fits(wanted, body_regions or ())} {self._nearest(wanted, regions)}")
+        candidates = [_candidate(entry, size, spacing, field_of_view, tolerance) for entry in fitting]
         random.Random(rng_seed).shuffle(candidates)
         candidates.sort(key=lambda c: (not c.exact, round(c.distance_mm, 3), _resampling(c.entry, spacing)))
         return candidates[:limit]
@@ -146,16 +158,26 @@ class MaskLibrary:
         return mask
 
     def _fits(self, entry: MaskEntry, wanted: set[int], regions: Sequence[int]) -> bool:
-        if not wanted <= entry.labels or self._tumors(entry) - wanted:
-            return False
-        if not regions:
-            return True
-        if entry.regions is None:
-            return False
-        return REGIONS.index(entry.regions.top) <= min(regions) and REGIONS.index(entry.regions.bottom) >= max(regions)
+        return wanted <= entry.labels and not self._tumors(entry) - wanted and _reaches_over(entry, regions)
 
     def _tumors(self, entry: MaskEntry) -> set[int]:
         return {value for value in entry.labels if value in self.table and self.table[value].is_tumor}
+
+    def _nearest(self, wanted: set[int], regions: Sequence[int]) -> str:
+        """The masks that lack the fewest of the anatomies, with what keeps them from fitting."""
+
+        def obstacles(entry: MaskEntry) -> list[str]:
+            lacking, tumors = sorted(wanted - entry.labels), sorted(self._tumors(entry) - wanted)
+            told = [f"lacks {', '.join(self.table[v].name for v in lacking)}"] if lacking else []
+            told += [f"has {', '.join(self.table[v].name for v in tumors)}"] if tumors else []
+            if not _reaches_over(entry, regions):
+                shown = " to ".join(dict.fromkeys(entry.regions)) if entry.regions else "no known region"
+                told.append(f"shows {shown}")
+            return told
+
+        ranked = sorted(self.entries, key=lambda e: (len(wanted - e.labels), len(obstacles(e)), e.file))
+        listed = "; ".join(f"{entry.file} ({'; '.join(obstacles(entry))})" for entry in ranked[:_NEAREST])
+        return f"Nearest: {listed}."
 
     def _nothing_fits(self, wanted: set[int], words: Sequence[str]) -> str:
         counts = {value: sum(value in entry.labels for entry in self.entries) for value in sorted(wanted)}
@@ -184,7 +206,7 @@ def build_library(masks: Path | Iterable[tuple[str, LabelMap]], folder: Path, ta
     """Writes a mask library in our format: one uint8 NIfTI per mask, and the index.
 
     Args:
-        masks: A folder of ``.nii.gz`` or ``.nii`` masks, or pairs of name and mask.
+        masks: A folder or a zip of ``.nii.gz`` or ``.nii`` masks, or pairs of name and mask.
         folder: Where to; made where it does not exist. The index is written last, so a library is whole or has none.
         table: What the labels mean.
 
@@ -200,7 +222,7 @@ def build_library(masks: Path | Iterable[tuple[str, LabelMap]], folder: Path, ta
     from MAISILib.files.nifti import write_labels
 
     folder = Path(folder)
-    pairs = _from_folder(masks, table) if isinstance(masks, Path) else masks
+    pairs = masks if not isinstance(masks, Path) else (_from_folder if masks.is_dir() else _from_zip)(masks, table)
     rows: dict[str, dict[str, Any]] = {}
     for name, mask in pairs:
         file = f"masks/{name}.nii.gz"
@@ -240,12 +262,44 @@ def _from_folder(folder: Path, table: LabelTable) -> Iterable[tuple[str, LabelMa
         yield path.name.removesuffix(".gz").removesuffix(".nii"), read_labels(path, table)
 
 
-def _candidate(entry: MaskEntry, size: Sequence[int] | None, spacing: Sequence[float] | None) -> Candidate:
-    if size is None or spacing is None:
+def _from_zip(archive: Path, table: LabelTable) -> Iterable[tuple[str, LabelMap]]:
+    """Unpacks one mask after the other, wherever in the archive it lies."""
+    from MAISILib.files.archives import opened_zip, unpack_member
+    from MAISILib.files.nifti import read_labels
+
+    with tempfile.TemporaryDirectory() as scratch, opened_zip(archive) as (source, members):
+        for name, member in members:
+            path = Path(scratch, PurePosixPath(name).name)
+            if not name.lower().endswith(NIFTI) or name.startswith("__MACOSX/"):
+                continue
+            unpack_member(source, member, path)
+            yield (
+                path.name.removesuffix(".gz").removesuffix(".nii"),
+                read_labels(path, table, f"{archive.name}: {name}"),
+            )
+            path.unlink()
+
+
+def _reaches_over(entry: MaskEntry, regions: Sequence[int]) -> bool:
+    if not regions or entry.regions is None:
+        return not regions
+    return REGIONS.index(entry.regions.top) <= min(regions) and REGIONS.index(entry.regions.bottom) >= max(regions)
+
+
+def _candidate(
+    entry: MaskEntry,
+    size: Sequence[int] | None,
+    spacing: Sequence[float] | None,
+    field_of_view: Sequence[float] | None,
+    tolerance: float,
+) -> Candidate:
+    if size is not None and spacing is not None:
+        if tuple(size) == entry.size and _close(spacing, entry.spacing, tolerance):
+            return Candidate(entry, True, 0.0, "size and voxel size are as asked for")
+        field_of_view = [n * s for n, s in zip(size, spacing, strict=True)]
+    if field_of_view is None:
         return Candidate(entry, False, 0.0, "any size was asked for")
-    if tuple(size) == entry.size and _close(spacing, entry.spacing):
-        return Candidate(entry, True, 0.0, "size and voxel size are as asked for")
-    view = [n * s for n, s in zip(size, spacing, strict=True)]
+    view = field_of_view
     distance = math.dist(view, entry.field_of_view)
     reason = (
         f"{_times(entry.size)} voxels of {_times(entry.spacing)} mm; its field of view of "
@@ -261,8 +315,8 @@ def _resampling(entry: MaskEntry, spacing: Sequence[float] | None) -> float:
     return round(sum(abs(math.log(a / b)) for a, b in zip(entry.spacing, spacing, strict=True)), 3)
 
 
-def _close(first: Sequence[float], second: Sequence[float]) -> bool:
-    return all(math.isclose(a, b, rel_tol=EXACT) for a, b in zip(first, second, strict=True))
+def _close(first: Sequence[float], second: Sequence[float], tolerance: float = EXACT) -> bool:
+    return all(math.isclose(a, b, rel_tol=tolerance) for a, b in zip(first, second, strict=True))
 
 
 def _times(values: Sequence[float]) -> str:

@@ -47,7 +47,7 @@ class MaskEntry:
 
 
 def read_index(index_path: Path, format: str) -> list[MaskEntry]:
-    """The masks of an index file of format ``"maisi"`` or ``"published"``.
+    """The masks of an index file of format ``"maisi"`` or ``"published"``; ``"auto"`` takes the one that it has.
 
     Raises:
         FileFormatError: The index is missing, is not of this format or version, or an entry is wrong or points outside
@@ -59,6 +59,8 @@ def read_index(index_path: Path, format: str) -> list[MaskEntry]:
         raise FileFormatError(f"The mask library {index_path} is missing. Download or build it again.") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as problem:
         raise FileFormatError(f"The mask library {index_path} cannot be read as JSON: {problem}.") from None
+    if format == "auto":
+        format = "published" if isinstance(content, list) else "maisi"
     rows = _rows(content, format, index_path)
     read = _own_entry if format == "maisi" else _published_entry
     entries = []

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
-import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from MAISILib.bundles import networks, weights
 from MAISILib.bundles.catalogue import data_folder, installed_folder
 from MAISILib.bundles.manifest import Manifest, NetworkEntry, cannot_write, write_manifest
-from MAISILib.errors import BundleError
+from MAISILib.errors import BundleError, FileFormatError
+from MAISILib.files.archives import unpack_zip
 
 if TYPE_CHECKING:
     from MAISILib.bundles.bundle import Bundle
@@ -145,28 +144,13 @@ def unpack_masks(archive: Path) -> Path:
     """Unpacks a zip of masks into a folder of its name beside it, then removes the zip.
 
     Raises:
-        BundleError: Not a zip, damaged, or with a member that would land outside the folder.
+        BundleError: Not a zip, damaged, with a member that would land outside the folder, or one that unpacks without
+            end.
     """
     folder = archive.with_suffix("")
     try:
-        with zipfile.ZipFile(archive) as source:
-            for member in source.infolist():
-                parts = PurePosixPath(member.filename.replace("\\", "/")).parts
-                if parts[:1] == (folder.name,):
-                    parts = parts[1:]
-                if member.is_dir() or not parts:
-                    continue
-                if ".." in parts or parts[0] == "/" or ":" in parts[0]:
-                    raise BundleError(f"{archive}: member {member.filename!r} would be written outside the bundle.")
-                target = folder.joinpath(*parts)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with source.open(member) as packed, target.open("wb") as file:
-                    shutil.copyfileobj(packed, file, 1 << 20)
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise BundleError(f"{archive}: cannot be unpacked ({error}). Download it again.") from error
-    except BundleError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        unpack_zip(archive, folder)
+    except FileFormatError as error:
+        raise BundleError(str(error)) from error
     archive.unlink()
     return folder

@@ -21,8 +21,18 @@ def search_command(
     size: options.Size = None,
     spacing: options.Spacing = None,
     bundle: options.BundleOption = "head-neck-mini",
+    field_of_view: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option("--field-of-view", help="Wanted extent in mm, instead of size and spacing.", metavar="X Y Z"),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", min=0.0, help="Voxel sizes that differ by less (relative) are the same.")
+    ] = 0.001,
     library: Annotated[
-        Path | None, typer.Option("--library", help="Index (masks.json) of a library of your own, not the bundle's.")
+        Path | None,
+        typer.Option(
+            "--library", help="Index of another library than the bundle's: masks.json, or the published JSON."
+        ),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Show at most so many.")] = 10,
     as_json: options.Json = False,
@@ -34,13 +44,21 @@ def search_command(
     opened = describe_bundle(bundle)
     entry = opened.manifest.masks
     if library is not None:
-        masks = MaskLibrary.open(library, "maisi", opened.labels)
+        masks = MaskLibrary.open(library, "auto", opened.labels)
     elif entry is not None:
         masks = MaskLibrary.open(opened.path(entry.index), entry.format, opened.labels)
     else:
         raise BundleError(f"Bundle {bundle!r} has no mask library. Give one of your own with --library.")
     labels = [opened.labels.find(name).value for name in anatomy or ()]
-    found = masks.search(labels, size, spacing, body_regions=body_region, limit=limit)
+    found = masks.search(
+        labels,
+        size,
+        spacing,
+        field_of_view=field_of_view,
+        tolerance=tolerance,
+        body_regions=body_region,
+        limit=limit,
+    )
     rows = [
         {
             "file": str(masks.folder / candidate.entry.file),
@@ -63,7 +81,7 @@ def search_command(
 
 @app.command("build")
 def build_command(
-    folder: Annotated[Path, typer.Argument(help="Folder of masks (.nii.gz, .nii) in the bundle's labels.")],
+    folder: Annotated[Path, typer.Argument(help="Folder or zip of masks (.nii.gz, .nii) in the bundle's labels.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the library.")],
     bundle: options.BundleOption = "head-neck-mini",
     as_json: options.Json = False,

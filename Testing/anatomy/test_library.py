@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,52 @@ def test_exact_size_comes_first_then_the_nearest_field_of_view(tmp_path: Path):
     assert [c.exact for c in found] == [True, False, False, False]
     assert "64 × 64 × 64" in found[3].reason
     assert len(masks.search([LIVER], (32, 32, 32), (2, 2, 2), limit=2)) == 2
+
+
+def test_nearest_field_of_view_and_tolerance_are_taken_at_the_word(tmp_path: Path):
+    masks = library(
+        tmp_path,
+        entry("wide", size=(100, 100, 100), spacing=(4, 4, 4)),
+        entry("narrow", size=(50, 50, 50), spacing=(4.1, 4.1, 4.1)),
+    )
+    assert files(masks.search([LIVER], field_of_view=(390, 400, 410))) == ["wide", "narrow"]
+    assert files(masks.search([LIVER], field_of_view=(100, 100, 100))) == ["narrow", "wide"]
+    assert not masks.search([LIVER], (50, 50, 50), (4, 4, 4))[0].exact
+    assert masks.search([LIVER], (50, 50, 50), (4, 4, 4), tolerance=0.05)[0].exact
+    with pytest.raises(RequestError, match="either these or that"):
+        masks.search([LIVER], (50, 50, 50), (4, 4, 4), field_of_view=(1, 1, 1))
+
+
+def test_where_nothing_fits_the_nearest_are_named_with_what_they_lack(tmp_path: Path):
+    masks = library(
+        tmp_path,
+        entry("far", labels=[BRAIN]),
+        entry("near", labels=[LIVER, SPLEEN, HEPATIC_TUMOR]),
+        entry("nearest", labels=[LIVER, SPLEEN]),
+    )
+    with pytest.raises(
+        MaskError, match=r"Nearest: nearest \(lacks brain\); near \(lacks brain; has hepatic tumor\); far"
+    ):
+        masks.search([LIVER, SPLEEN, BRAIN])
+    with pytest.raises(MaskError, match=r"Nearest: nearest \(shows abdomen\)"):
+        masks.search([SPLEEN], body_regions=["chest"])
+
+
+def test_library_is_built_from_a_zip_of_masks(tmp_path: Path):
+    built = build_library([("a", torso()), ("b", torso())], tmp_path / "first", default_table()).parent
+    with zipfile.ZipFile(tmp_path / "all_masks.zip", "w") as archive:
+        for path in sorted((built / "masks").iterdir()):
+            archive.write(path, f"all_masks/sub/{path.name}")
+        archive.writestr("all_masks/readme.txt", "no mask")
+    index = build_library(tmp_path / "all_masks.zip", tmp_path / "second", default_table())
+    masks = MaskLibrary.open(index, "auto", default_table())
+    assert len(masks) == 2
+    assert (masks.load(masks.entries[0]).array == torso().array).all()
+    whole = (tmp_path / "all_masks.zip").read_bytes()
+    (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FileFormatError, match=r"cut\.zip cannot be unpacked"):
+        build_library(tmp_path / "cut.zip", tmp_path / "third", default_table())
+    assert not (tmp_path / "third" / "masks.json").exists()
 
 
 def test_seed_chooses_among_equally_good_masks(tmp_path: Path):

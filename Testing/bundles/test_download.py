@@ -165,7 +165,7 @@ def test_mask_library_is_unpacked(hub_server: Hub) -> None:
 @pytest.mark.parametrize("member", ["../../evil", "/evil", "all_masks_tiny/../../../evil", "..\\..\\evil"])
 def test_mask_library_cannot_write_elsewhere(hub_server: Hub, member: str) -> None:
     add_masks(hub_server, member)
-    with pytest.raises(BundleError, match="outside the bundle"):
+    with pytest.raises(BundleError, match="outside of the folder"):
         download("nv-tiny", accept_licence=True)
     assert nothing_installed()
     assert not list(catalogue.data_folder().rglob("evil"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import zipfile
 from pathlib import Path
 
 import nibabel as nib
@@ -246,9 +248,32 @@ def test_library_is_built_and_searched_nearest_first(maisi: Maisi, work: Path) -
     assert [Path(row["file"]).name for row in rows] == ["far.nii.gz", "near.nii.gz"]
     assert rows[0]["distance_mm"] == pytest.approx(np.hypot(24, 20), abs=0.01)
     assert "liver" in rows[0]["anatomies"]
-    text = maisi(*search, "--size", 24, 20, 16, "--spacing", 4, 4, 5, "--limit", 1).out
+    assert maisi(*search, "--field-of-view", 96, 80, 80, "--limit", 1, "--json").json["masks"][0]["distance_mm"] == 0
+    text = maisi(*search, "--size", 24, 20, 16, "--spacing", 4, 4, 5.2, "--tolerance", 0.05, "--limit", 1).out
     assert "near.nii.gz" in text.splitlines()[0]
     assert "size and voxel size are as asked for" in text
+
+
+def test_library_in_the_published_format_is_searched(maisi: Maisi, work: Path) -> None:
+    row = {
+        "pseudo_label_filename": "./a.nii.gz",
+        "dim": [512, 512, 128],
+        "spacing": [0.8, 0.8, 2.5],
+        "label_list": [0, 1],
+    }
+    (work / "candidates.json").write_text(json.dumps([row]), encoding="utf-8")
+    search = ("mask", "library", "search", "--library", "candidates.json", "-b", CT_BUNDLE, "-a", "liver", "--json")
+    assert maisi(*search).json["masks"][0]["size"] == [512, 512, 128]
+
+
+def test_library_is_built_from_a_zip_and_a_hostile_one_is_refused(maisi: Maisi, refused: Maisi, work: Path) -> None:
+    mask = saved(torso(), work / "torso.nii.gz")
+    with zipfile.ZipFile(work / "masks.zip", "w") as good, zipfile.ZipFile(work / "evil.zip", "w") as evil:
+        good.write(mask, "masks/torso.nii.gz")
+        evil.write(mask, "../torso.nii.gz")
+    assert maisi("mask", "library", "build", "masks.zip", "-o", "lib", "-b", CT_BUNDLE).out.endswith("lists 1 masks.\n")
+    told = refused("mask", "library", "build", "evil.zip", "-o", "no", "-b", CT_BUNDLE)
+    assert "would be written outside of the folder" in told.err
 
 
 def test_library_says_why_nothing_fits(refused: Maisi, work: Path) -> None:
