@@ -33,7 +33,15 @@ Modality = Annotated[str | None, typer.Option("--modality", help="Name or code; 
 Size = Annotated[tuple[int, int, int] | None, typer.Option("--size", help="Voxels x y z.")]
 Spacing = Annotated[tuple[float, float, float] | None, typer.Option("--spacing", help="Voxel size x y z in mm.")]
 Steps = Annotated[int | None, typer.Option("--steps", help="Solver steps; default is the bundle's.")]
-Solver = Annotated[str | None, typer.Option("--solver", help="Solver; default fits the bundle.")]
+Solver = Annotated[
+    str | None,
+    typer.Option("--solver", help="euler, heun, ab2, ab3, dpm++ (rectified flow); ancestral, ddim, dpm++ (DDPM)."),
+]
+Preset = Annotated[
+    str | None, typer.Option("--preset", help="standard (default), or draft: six evaluations of the networks.")
+]
+MaskSteps = Annotated[int | None, typer.Option("--mask-steps", help="Solver steps of the mask generator.")]
+MaskSolver = Annotated[str | None, typer.Option("--mask-solver", help="Its solver.")]
 Schedule = Annotated[str | None, typer.Option("--schedule", help="exact (default), or upstream for MONAI's rounding.")]
 Guidance = Annotated[
     float | None, typer.Option("--guidance", help="Guidance scale; 0 (default) is off, 1–5 is useful.")

@@ -15,6 +15,7 @@ from MAISILib.anatomy.organ_sizes import NOT_TOLD, measure_sizes
 from MAISILib.bundles.networks import compression_factor
 from MAISILib.diffusion.sampler import sample_latent
 from MAISILib.diffusion.schedules import schedule_of
+from MAISILib.diffusion.solver_names import Sampling, choose_sampling
 from MAISILib.diffusion.solvers import make_solver
 from MAISILib.errors import MaskError, RequestError
 from MAISILib.generation.mask_wish import MaskWish
@@ -59,7 +60,7 @@ def generate_masks(
     open_network: OpenNetwork,
     *,
     device: str = "cpu",
-    steps: int | None = None,
+    sampling: Sampling | None = None,
     on_step: OnMaskStep = lambda number, done, total: None,
 ) -> list[GeneratedMask]:
     """Draws one mask for each seed. Each network is opened once for all of them, one after the other.
@@ -70,7 +71,7 @@ def generate_masks(
         seeds: One for each mask; the same seed gives the same mask whatever the others are.
         open_network: Gives a network.
         device: Where the networks are.
-        steps: Solver steps; the bundle's by default.
+        sampling: Solver and steps; the bundle's by default.
         on_step: Hears about progress.
 
     Raises:
@@ -85,12 +86,11 @@ def generate_masks(
             for number in (n for n in range(len(seeds)) if n not in finished):
                 seed = random.Random(f"{seeds[number]}/{attempt}").getrandbits(63)
                 conditions = wish.conditions(seed)
-                drawn[number] = (
-                    conditions,
-                    sample_mask_latent(
-                        bundle, unet, conditions, seed, device=device, steps=steps, on_step=_numbered(on_step, number)
-                    ),
+                hear = _numbered(on_step, number)
+                latent = sample_mask_latent(
+                    bundle, unet, conditions, seed, device=device, sampling=sampling, on_step=hear
                 )
+                drawn[number] = conditions, latent
         with open_network("mask_autoencoder") as autoencoder:
             for number, (conditions, latent) in drawn.items():
                 classes = most_likely_classes(autoencoder, latent).cpu().numpy()
@@ -123,7 +123,7 @@ def sample_mask_latent(
     seed: int,
     *,
     device: str = "cpu",
-    steps: int | None = None,
+    sampling: Sampling | None = None,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> torch.Tensor:
     """Walks from noise to the latent of a mask, ``(1, C, x, y, z)`` float32, ready for the decoder.
@@ -134,7 +134,7 @@ def sample_mask_latent(
         conditions: Condition vector.
         seed: Of the noise, which is drawn on the CPU.
         device: Where the network is.
-        steps: Solver steps; the bundle's by default.
+        sampling: Solver and steps; the bundle's by default.
         on_step: Called with (steps done, steps in all).
 
     Raises:
@@ -142,11 +142,12 @@ def sample_mask_latent(
     """
     entry = bundle.manifest.mask_generator
     assert entry is not None, "MaskWish has checked it"
-    count = steps or entry.schedule.steps
+    sampling = sampling or choose_sampling(entry.schedule, solver=entry.solver)
+    count = sampling.steps
     latent = sample_latent(
         mask_denoiser(unet, conditions, entry.guidance_scale, device),
         schedule_of(entry.schedule),
-        make_solver(entry.solver, entry.schedule.kind),
+        make_solver(sampling.solver, entry.schedule.kind),
         latent_shape(bundle),
         steps=count,
         seed=seed,
@@ -202,7 +203,13 @@ def most_likely_classes(autoencoder: Any, latent: torch.Tensor) -> torch.Tensor:
 
 
 def generated_volumes(
-    bundle: Bundle, anatomy: str, percentile: float, seeds: Sequence[int], *, steps: int | None = None
+    bundle: Bundle,
+    anatomy: str,
+    percentile: float,
+    seeds: Sequence[int],
+    *,
+    solver: str | None = None,
+    steps: int | None = None,
 ) -> list[float | None]:
     """How large an anatomy is in masks that were asked for a size of it, on the CPU.
 
@@ -211,6 +218,7 @@ def generated_volumes(
         anatomy: One of its controllable anatomies.
         percentile: The size asked for, 0–1.
         seeds: One for each mask.
+        solver: Name of a solver; the bundle's by default.
         steps: Solver steps; the bundle's by default.
 
     Returns:
@@ -222,7 +230,10 @@ def generated_volumes(
     """
     wish = MaskWish(bundle, {anatomy: percentile})
     label = bundle.labels.find(anatomy).value
-    masks = generate_masks(bundle, wish, seeds, lambda name: nullcontext(bundle.load(name)), steps=steps)
+    entry = bundle.manifest.mask_generator
+    assert entry is not None, "MaskWish has checked it"
+    sampling = choose_sampling(entry.schedule, solver=solver or entry.solver, steps=steps)
+    masks = generate_masks(bundle, wish, seeds, lambda name: nullcontext(bundle.load(name)), sampling=sampling)
     measured = [measure_sizes(generated.mask, [label])[0] for generated in masks]
     return [size.volume_mm3 if size is not None and size.is_whole else None for size in measured]
 

@@ -89,13 +89,12 @@ def generate_samples(
         prepared: What :func:`prepare` gave for the same bundle and request, where that was called already.
         planned: What :func:`plan_request` gave for them and the same device, likewise.
     """
-    solver = make_solver(request.solver, bundle.manifest.schedule.kind)
     settings, masks = prepared or prepare(bundle, request)
     planned = planned or _plan(bundle, request, settings, masks, device)
     planned.check()
     for network in networks_of(request):
         bundle.check_file(network)  # damaged weights are found before the work, not in its middle
-    run = _Run(bundle, request, settings, planned, masks, solver, on_progress, cancel or CancelToken())
+    run = _Run(bundle, request, settings, planned, masks, on_progress, cancel or CancelToken())
     return run.samples()
 
 
@@ -103,7 +102,6 @@ def plan_request(
     bundle: Bundle, request: GenerateRequest, device: str = "auto", prepared: Prepared | None = None
 ) -> Plan:
     """The plan that :func:`generate` would follow; unlike `plan` it reads the mask file, which decides the size."""
-    make_solver(request.solver, bundle.manifest.schedule.kind)
     settings, masks = prepared or prepare(bundle, request)
     return _plan(bundle, request, settings, masks, device)
 
@@ -141,12 +139,11 @@ class _Run:
         settings: Settings,
         planned: Plan,
         masks: MaskSource,
-        solver: Any,
         on_progress: OnProgress,
         cancel: CancelToken,
     ) -> None:
         self._bundle, self._request, self._settings, self._plan = bundle, request, settings, planned
-        self._masks, self._solver, self._progress, self._cancel = masks, solver, on_progress, cancel
+        self._masks, self._progress, self._cancel = masks, on_progress, cancel
         path = bundle.quality_path() if request.quality_check and request.mask != "none" else None
         self._ranges = read_ranges(path) if path and bundle.manifest.intensity.kind == "ct" else []
 
@@ -179,7 +176,7 @@ class _Run:
             seeds,
             self._network,
             device=self._plan.device,
-            steps=self._request.mask_steps,
+            sampling=self._settings.mask_sampling,
             on_step=on_step,
         )
         seconds = (time.perf_counter() - started) / len(masks)
@@ -221,7 +218,7 @@ class _Run:
 
     def _diffuse_one(self, draft: _Draft, unet: Any, controlnet: Any) -> None:
         started = time.perf_counter()
-        device, settings, steps = self._plan.device, self._settings, self._settings.steps
+        device, settings, sampling = self._plan.device, self._settings, self._settings.sampling
         top, bottom = self._regions(draft)
         denoiser = Denoiser(
             unet,
@@ -236,15 +233,15 @@ class _Run:
 
         def on_step(done: int, state: torch.Tensor, clean: torch.Tensor) -> None:
             self._cancel.check()
-            message = f"step {done} of {steps}"
-            self._progress(Progress("diffusion", done, steps, message, draft.index, latent_preview(clean)))
+            message = f"step {done} of {sampling.steps}"
+            self._progress(Progress("diffusion", done, sampling.steps, message, draft.index, latent_preview(clean)))
 
         draft.latent = sample_latent(
             denoiser,
             schedule_of(self._bundle.manifest.schedule),
-            self._solver,
+            make_solver(sampling.solver, self._bundle.manifest.schedule.kind),
             self._plan.latent,
-            steps=steps,
+            steps=sampling.steps,
             seed=seed,
             mode=self._request.schedule,
             device=device,
@@ -327,9 +324,11 @@ class _Run:
                 "spacing": list(self._plan.spacing),
                 "modality": settings.modality,
                 "modality_code": settings.modality_code,
-                "steps": settings.steps,
+                "steps": settings.sampling.steps,
                 "schedule": self._request.schedule,
-                "solver": type(self._solver).__name__,
+                "solver": settings.sampling.solver,
+                "mask_steps": settings.mask_sampling.steps if settings.mask_sampling else None,
+                "mask_solver": settings.mask_sampling.solver if settings.mask_sampling else None,
                 "guidance_scale": self._request.guidance_scale,
                 "decode": str(self._plan.decode),
             },

@@ -23,6 +23,7 @@ from MAISILib.codec.codec import Windows
 from MAISILib.codec.layers import decoder_layers
 from MAISILib.codec.strategies import Strategy
 from MAISILib.diffusion.networks import Conditions, control_residuals, embed_mask, predict
+from MAISILib.diffusion.solver_names import Sampling
 from MAISILib.errors import OutOfMemory, RequestError
 from MAISILib.generation.settings import Settings, resolve
 
@@ -168,7 +169,7 @@ def plan(bundle: Bundle, request: GenerateRequest, device: str = "auto", setting
         available = min(available, request.memory)
     decode, how = _decode_stage(bundle, request, latent, rate, device, available)
     stages = (
-        *([_mask_stage(bundle, request, rate)] if request.mask == "generated" else []),
+        *([_mask_stage(bundle, settings.mask_sampling, rate)] if settings.mask_sampling else []),
         _diffusion_stage(bundle, request, settings, latent, spacing, rate),
         decode,
     )
@@ -179,7 +180,7 @@ def plan(bundle: Bundle, request: GenerateRequest, device: str = "auto", setting
         size=settings.size,
         spacing=spacing,
         latent=latent,  # type: ignore[arg-type]
-        steps=settings.steps,
+        steps=settings.sampling.steps,
         samples=request.count,
         stages=stages,
         peak_bytes=PROCESS_BYTES + max(stage.bytes for stage in stages),
@@ -227,7 +228,7 @@ def device_rate(device: str) -> float:
     return operations / best
 
 
-def _mask_stage(bundle: Bundle, request: GenerateRequest, rate: float) -> Stage:
+def _mask_stage(bundle: Bundle, sampling: Sampling, rate: float) -> Stage:
     from MAISILib.generation.mask_generation import latent_shape, mask_denoiser, most_likely_classes
     from MAISILib.generation.mask_wish import generator_of
 
@@ -239,7 +240,7 @@ def _mask_stage(bundle: Bundle, request: GenerateRequest, rate: float) -> Stage:
         mask_denoiser(unet, conditions, entry.guidance_scale, "meta")(x, 0.0)
     with _WorkCounter(autoencoder) as decode:
         most_likely_classes(autoencoder, x)
-    walked = walk.flops * (request.mask_steps or entry.schedule.steps)
+    walked = walk.flops * sampling.evaluations
     seconds = walked / _EFFICIENCY["diffusion"] + decode.flops / _EFFICIENCY["decode"]
     memory = max(_weight_bytes(unet) + walk.peak_bytes, _weight_bytes(autoencoder) + decode.peak_bytes)
     return Stage("mask", walked + decode.flops, seconds / rate, memory)
@@ -262,7 +263,7 @@ def _diffusion_stage(
             residuals = control_residuals(networks[1], x, times, embedding, inputs["class_labels"])
         predict(unet, x, times, inputs, residuals)
     sides = 1 if settings.free_modality is None else 2
-    flops = work.flops * settings.steps * sides
+    flops = work.flops * settings.sampling.evaluations * sides
     weights = sum(_weight_bytes(network) for network in networks)
     return Stage("diffusion", flops, flops / rate / _EFFICIENCY["diffusion"], weights + work.peak_bytes)
 

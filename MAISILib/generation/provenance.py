@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 FORMAT = "maisi-provenance"
 FORMAT_VERSION = 1
+#: Provenance of versions up to 0.3 names the class of a solver.
+_FORMER_SOLVER_NAMES = {"EulerSolver": "euler", "AncestralSolver": "ancestral", "DdimSolver": "ddim"}
 STATEMENT = "Synthetic image made by a generative model. Not a patient; not for diagnosis."
 
 
@@ -83,7 +85,13 @@ def read_replay(path: str | Path) -> tuple[str, GenerateRequest, dict[str, Any]]
     if not isinstance(data.get("format_version"), int) or data["format_version"] > FORMAT_VERSION:
         raise FileFormatError(f"{path} was written by a newer version of MAISI for Slicer. Update to replay it.")
     try:
-        wanted = {**data["request"], "count": 1, "first_index": data["sample"]["index"], **_recorded_files(data)}
+        wanted = {
+            **data["request"],
+            "count": 1,
+            "first_index": data["sample"]["index"],
+            **_recorded_files(data),
+            **_recorded_sampling(data),
+        }
         bundle = _bundle_to_open(str(data["bundle"]["name"]), str(data["bundle"]["folder"]))
         dict(data["bundle"]["weights_sha256"])
         return bundle, GenerateRequest(**wanted), data
@@ -102,6 +110,14 @@ def _recorded_files(data: dict[str, Any]) -> dict[str, str]:
         return {}
     files = {"mask_file": source["path"]}
     return files | {"mask_ct": source["ct"]["path"]} if "ct" in source else files
+
+
+def _recorded_sampling(data: dict[str, Any]) -> dict[str, Any]:
+    """Solvers and steps as they were, whatever has become the default since."""
+    settings = data["settings"]
+    recorded = {name: settings.get(name) for name in ("solver", "steps", "mask_solver", "mask_steps")}
+    recorded["solver"] = _FORMER_SOLVER_NAMES.get(settings["solver"], settings["solver"])
+    return {**{name: value for name, value in recorded.items() if value is not None}, "preset": "standard"}
 
 
 def _bundle_to_open(name: str, folder: str) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from MAISILib.diffusion.solver_names import Preset
 from MAISILib.errors import RequestError, did_you_mean
 
 Count = Annotated[int, Field(ge=1)]
@@ -62,13 +63,15 @@ class GenerateRequest(BaseModel):
         mask: ``library`` takes a mask of the bundle, ``file`` the one at ``mask_file``, ``generated`` makes a new one
             (as organ sizes do by themselves), ``none`` makes an image only.
         mask_steps: Solver steps of the mask generator; the bundle's by default.
+        mask_solver: Name of its solver; the bundle's by default.
         mask_file: NIfTI or NRRD label map in the bundle's labels, any orientation and spacing.
         mask_ct: CT of the same patient, used to find the body if the mask has no body label.
         modality: Name or class code of the bundle's modality table.
         output_size: Voxels ``(X, Y, Z)``.
         spacing: Voxel size in mm ``(x, y, z)``.
-        steps: Solver steps.
+        steps: Solver steps; the preset's by default.
         solver: Name of the solver; see :mod:`MAISILib.diffusion.solvers`.
+        preset: ``standard`` takes the bundle's steps, ``draft`` as many as six evaluations of the networks pay for.
         schedule: ``exact``, or ``upstream`` for MONAI's rounding.
         guidance_scale: 0 is off; 1–5 strengthens modality and tumours.
         seed: Every sample derives its own seed from it and from its index.
@@ -89,6 +92,7 @@ class GenerateRequest(BaseModel):
     controllable_anatomy_size: dict[str, float] = {}
     mask: Literal["library", "file", "generated", "none"] = "library"
     mask_steps: Count | None = None
+    mask_solver: str | None = None
     mask_file: Path | None = None
     mask_ct: Path | None = None
     modality: str | int | None = None
@@ -96,6 +100,7 @@ class GenerateRequest(BaseModel):
     spacing: tuple[Millimetres, Millimetres, Millimetres] | None = None
     steps: Count | None = None
     solver: str | None = None
+    preset: Preset = "standard"
     schedule: Literal["exact", "upstream"] = "exact"
     guidance_scale: Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)] = 0.0
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -132,6 +137,8 @@ class GenerateRequest(BaseModel):
             raise ValueError(
                 f"Organ sizes can be chosen for generated masks only, not for one from the {self.mask}; leave one out"
             )
+        if self.preset == "draft" and self.steps is not None:
+            raise ValueError("The preset 'draft' says how many steps are taken; leave out steps, or the preset")
         if self.mask_ct is not None and self.mask != "file":
             raise ValueError("mask_ct belongs to a mask_file; give both or neither")
         wrong = {

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from MAISILib.anatomy.masks import REGIONS, region_name
+from MAISILib.diffusion.solver_names import Sampling, choose_sampling
 from MAISILib.errors import RequestError, did_you_mean
 from MAISILib.generation.mask_wish import checked_sizes, generator_of
 
@@ -27,7 +28,8 @@ class Settings:
         modality: Name of the modality.
         modality_code: Its class code.
         free_modality: Class code of guidance's unconditional side, ``None`` where guidance is off.
-        steps: Solver steps.
+        sampling: Solver and steps of the image.
+        mask_sampling: Solver and steps of the mask, where one is generated.
     """
 
     size: tuple[int, int, int]
@@ -37,7 +39,8 @@ class Settings:
     modality: str
     modality_code: int
     free_modality: int | None
-    steps: int
+    sampling: Sampling
+    mask_sampling: Sampling | None
 
 
 def resolve(bundle: Bundle, request: GenerateRequest) -> Settings:
@@ -54,8 +57,7 @@ def resolve(bundle: Bundle, request: GenerateRequest) -> Settings:
         raise RequestError(f"Bundle {bundle.name!r} makes images without a mask only. Use --no-mask (mask='none').")
     if request.mask == "library" and manifest.masks is None:
         raise RequestError(f"Bundle {bundle.name!r} has no mask library. Give a mask file, or use --no-mask.")
-    if request.mask == "generated":
-        _check_mask_generator(bundle, request)
+    mask_sampling = _mask_sampling(bundle, request) if request.mask == "generated" else None
     if manifest.body_region_input and request.mask == "none" and not regions:
         raise RequestError(
             f"Bundle {bundle.name!r} needs body regions when it makes an image without a mask. "
@@ -77,7 +79,8 @@ def resolve(bundle: Bundle, request: GenerateRequest) -> Settings:
         modality=modality,
         modality_code=code,
         free_modality=_free_modality(bundle, request),
-        steps=_steps(manifest, request),
+        sampling=choose_sampling(manifest.schedule, solver=request.solver, steps=request.steps, preset=request.preset),
+        mask_sampling=mask_sampling,
     )
 
 
@@ -94,14 +97,15 @@ def _modality(manifest: Manifest, request: GenerateRequest) -> tuple[str, int]:
     )
 
 
-def _check_mask_generator(bundle: Bundle, request: GenerateRequest) -> None:
+def _mask_sampling(bundle: Bundle, request: GenerateRequest) -> Sampling:
     generator = generator_of(bundle, request.controllable_anatomy_size)
     checked_sizes(bundle, request.controllable_anatomy_size)
-    if request.mask_steps is not None and request.mask_steps > generator.schedule.train_timesteps:
-        raise RequestError(
-            f"{request.mask_steps} steps are too many: the mask generator was trained with "
-            f"{generator.schedule.train_timesteps}."
+    try:
+        return choose_sampling(
+            generator.schedule, solver=request.mask_solver or generator.solver, steps=request.mask_steps
         )
+    except RequestError as error:
+        raise RequestError(f"Mask generator: {error}") from None
 
 
 def _free_modality(bundle: Bundle, request: GenerateRequest) -> int | None:
@@ -114,15 +118,6 @@ def _free_modality(bundle: Bundle, request: GenerateRequest) -> int | None:
             "Leave out --guidance."
         )
     return free
-
-
-def _steps(manifest: Manifest, request: GenerateRequest) -> int:
-    steps = request.steps or manifest.schedule.steps
-    if steps > manifest.schedule.train_timesteps:
-        raise RequestError(
-            f"{steps} steps are too many: this model was trained with {manifest.schedule.train_timesteps}."
-        )
-    return steps
 
 
 def recommendation(manifest: Manifest, regions: tuple[int, ...], modality: str) -> Recommendation:

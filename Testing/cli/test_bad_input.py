@@ -55,6 +55,8 @@ def edit_manifest(bundle: Path, change: Callable[[dict[str, Any]], Any]) -> None
         ("--seed -1", r"seed: .*\(got -1\)"),
         ("--schedule fast", r"schedule: .*\(got 'fast'\)"),
         ("--solver eulr", "eulr"),
+        ("--preset quick", r"preset: .*\(got 'quick'\)"),
+        ("--preset draft --steps 3", "leave out steps, or the preset"),
         ("--guidance -1", r"guidance_scale: .*\(got -1\.0\)"),
         ("--device gpu", "Unknown device 'gpu'"),
         ("--mask a.nii.gz --no-mask", "--mask and --no-mask contradict"),

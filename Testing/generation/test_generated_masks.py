@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from MAISILib.bundles.bundle import Bundle
+from MAISILib.diffusion.solver_names import SOLVER_NAMES, Sampling
 from MAISILib.errors import BundleError, FileFormatError, MaskError, RequestError
 from MAISILib.generation import mask_generation
 from MAISILib.generation.conditioning import prepare
@@ -80,7 +81,7 @@ def test_sample_alone_has_the_mask_that_it_has_in_a_batch(bundle: Bundle) -> Non
 
 
 def test_sizes_that_were_not_asked_for_vary_with_the_seed(bundle: Bundle) -> None:
-    drawn = draw(bundle, {"liver": 0.5}, list(range(6)), steps=1)
+    drawn = draw(bundle, {"liver": 0.5}, list(range(6)), sampling=Sampling("ddim", 1))
     assert {mask.conditions[0] for mask in drawn} == {0.5}
     assert len({mask.conditions[1] for mask in drawn}) > 2
     assert {mask.conditions[2] for mask in drawn} == {-1.0}  # lesions come on request only
@@ -123,7 +124,7 @@ def test_anatomy_that_never_appears_ends_the_request(bundle: Bundle, monkeypatch
 
     monkeypatch.setattr(mask_generation, "most_likely_classes", body_only)
     with pytest.raises(MaskError, match=r"asked for liver.*3 attempts"):
-        draw(bundle, {"liver": 0.5}, [1, 2], steps=1)
+        draw(bundle, {"liver": 0.5}, [1, 2], sampling=Sampling("ddim", 1))
     assert len(turns) == 6
 
 
@@ -155,6 +156,15 @@ def test_plan_counts_the_mask(bundle: Bundle) -> None:
     assert many.stages[0].seconds > 10 * few.stages[0].seconds > 0
 
 
+@pytest.mark.parametrize("solver", SOLVER_NAMES["ddpm"])
+def test_the_masks_solver_and_steps_can_be_chosen_and_are_recorded(bundle: Bundle, solver: str) -> None:
+    first, again = (samples(bundle, mask="generated", mask_solver=solver, mask_steps=2)[0] for _ in range(2))
+    assert (first.provenance["settings"]["mask_solver"], first.provenance["settings"]["mask_steps"]) == (solver, 2)
+    assert first.mask is not None
+    assert again.mask is not None
+    assert np.array_equal(first.mask.array, again.mask.array)
+
+
 def test_classes_of_the_published_generator_come_from_its_table(own: Callable[..., Bundle]) -> None:
     bundle = own(classes=[0, LIVER, LUNG])
     entry = bundle.manifest.mask_generator
@@ -173,7 +183,8 @@ def test_classes_of_the_published_generator_come_from_its_table(own: Callable[..
     [
         ({"controllable_anatomy_size": {"livr": 0.5}}, r"'livr' cannot be chosen.*Did you mean 'liver'"),
         ({"controllable_anatomy_size": {"liver": 0.5, "Liver": 0.1}}, "given twice"),
-        ({"mask": "generated", "mask_steps": 1001}, "1001 steps are too many.*1000"),
+        ({"mask": "generated", "mask_steps": 1001}, "Mask generator: 1001 steps are too many.*1000"),
+        ({"mask": "generated", "mask_solver": "euler"}, "Mask generator: .*'euler' does not fit.*ancestral or ddim"),
     ],
 )
 def test_refusals_name_the_value_and_what_would_do(bundle: Bundle, fields: dict[str, Any], said: str) -> None:

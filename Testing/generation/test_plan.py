@@ -61,6 +61,7 @@ def test_cost_grows_with_what_is_asked_for(rflow: Bundle) -> None:
     assert cost(output_size=(32, 16, 16)) > (1.9 * flops, size)
     assert cost(guidance_scale=2)[0] > 1.5 * flops
     assert cost(steps=8)[0] > 1.5 * flops
+    assert cost(solver="heun")[0] == cost(steps=8)[0]  # two evaluations a step
 
 
 def test_windows_lower_the_memory_of_a_large_volume(rflow: Bundle) -> None:

@@ -91,7 +91,7 @@ def test_provenance_says_how_the_sample_was_made(sample: results.Sample, rflow: 
     assert found["sample"] == {"index": 2, "seed": sample.seed, "attempts": 1}
     assert set(found["software"]) >= {"MAISILib", "python", "torch", "monai", "numpy"}
     assert found["device"]["name"] == "cpu"
-    assert found["settings"]["steps"] == 2
+    assert (found["settings"]["solver"], found["settings"]["steps"]) == ("euler", 2)
     assert set(found["seconds"]) == {"diffusion", "decode"}
     source = found["mask_source"]
     assert source["sha256"] == file_sha256(rflow.folder / "library" / source["entry"])
@@ -104,6 +104,22 @@ def test_replay_gives_the_identical_image(sample: results.Sample, tmp_path: Path
     assert again.image.array.tobytes() == sample.image.array.tobytes()
     assert sample.mask is not None
     assert np.array_equal(again.mask.array, sample.mask.array)
+
+
+def test_replay_takes_the_recorded_solver_and_steps_whatever_is_usual_by_then(
+    sample: results.Sample, tmp_path: Path
+) -> None:
+    sample.save(tmp_path / "s")
+    path = tmp_path / "s" / "provenance.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    for solver, steps, preset in (("heun", 3, "draft"), ("EulerSolver", 2, "standard")):  # the latter as 0.3 wrote it
+        data["request"] |= {"solver": None, "steps": None, "preset": preset}
+        data["settings"] |= {"solver": solver, "steps": steps}
+        path.write_text(json.dumps(data), encoding="utf-8")
+        request = read_replay(path)[1]
+        assert (request.solver, request.steps) == ({"EulerSolver": "euler"}.get(solver, solver), steps)
+    again = replay(path)
+    assert again.image.array.tobytes() == sample.image.array.tobytes()
 
 
 def test_replay_finds_the_mask_from_another_working_folder(

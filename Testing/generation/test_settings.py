@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from MAISILib.bundles.bundle import Bundle
+from MAISILib.diffusion.solver_names import Sampling
 from MAISILib.errors import RequestError
 from MAISILib.generation.request import GenerateRequest
 from MAISILib.generation.settings import resolve
@@ -24,7 +25,8 @@ MANY_RECOMMENDED: dict[str, Any] = {
 
 def test_what_is_not_said_comes_from_the_bundle(rflow: Bundle) -> None:
     settings = resolve(rflow, GenerateRequest(anatomy=["Liver", 28]))
-    assert (settings.size, settings.spacing, settings.steps) == ((16, 16, 16), (4.0, 4.0, 4.0), 4)
+    assert (settings.size, settings.spacing) == ((16, 16, 16), (4.0, 4.0, 4.0))
+    assert settings.sampling == Sampling("euler", 4)
     assert (settings.modality, settings.modality_code, settings.free_modality) == ("ct", 1, None)
     assert settings.labels == (1, 28)
 
@@ -58,6 +60,8 @@ def test_recommendation_fits_regions_and_modality(
         ({"output_size": (18, 16, 16)}, r"18×16×16 .*divisible by 4.*Nearest: 20×16×16"),
         ({"spacing": (4, 4, 11)}, r"z must lie in 0\.5–10 mm.*Nearest: 4×4×10"),
         ({"steps": 1001}, "1001 steps are too many.*1000"),
+        ({"solver": "huen"}, "Unknown solver 'huen'.*Did you mean 'heun'"),
+        ({"solver": "ddim"}, "'ddim' does not fit.*use euler or heun or ab2"),
         ({"controllable_anatomy_size": {"liver": 0.5}}, r"no mask generator.*liver"),
     ],
 )
@@ -106,3 +110,26 @@ def test_region_input_is_asked_for_where_no_mask_tells_it(ddpm: Bundle) -> None:
     assert resolve(ddpm, GenerateRequest(mask="none", body_region=["pelvis", "chest"])).regions == (3, 1)
     with pytest.raises(RequestError, match=r"needs body regions.*--body-region"):
         resolve(ddpm, GenerateRequest(mask="none"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "solver", "chosen"),
+    [
+        ("rflow", None, Sampling("euler", 6)),
+        ("rflow", "heun", Sampling("heun", 3)),
+        ("rflow", "ab3", Sampling("ab3", 5)),
+        ("ddpm", None, Sampling("dpm++", 6)),
+        ("ddpm", "ddim", Sampling("ddim", 6)),
+    ],
+)
+def test_a_draft_costs_six_evaluations_of_any_solver(
+    tiny: Callable[..., Bundle], kind: str, solver: str | None, chosen: Sampling
+) -> None:
+    request = GenerateRequest(preset="draft", solver=solver, mask="none", body_region=["chest"])
+    assert resolve(tiny(kind=kind), request).sampling == chosen
+    assert chosen.evaluations == 6
+
+
+def test_a_draft_has_no_other_number_of_steps() -> None:
+    with pytest.raises(RequestError, match="preset 'draft' says how many steps"):
+        GenerateRequest(preset="draft", steps=10)
