@@ -52,7 +52,8 @@ def find_images(source: Path | str, root: Path | str | None = None, limit: int |
     elif source.suffix.lower() == ".txt":
         found = _in_list(source, Path(root) if root is not None else source.parent)
     elif source.is_file():
-        found = [ImageFile(core_name(source), source)]
+        beside = [image for image in _in_folder(source.parent) if image.path == source]
+        found = beside or [ImageFile(core_name(source), source)]
     else:
         raise FileFormatError(f"{source} does not exist. Give a folder of images, or a text file that lists them.")
     return found[:limit]

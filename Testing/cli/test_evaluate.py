@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from Testing.cli.conftest import Maisi
-from Testing.quality.image_folders import write_patients
+from Testing.quality.image_folders import patient_and_mask, write_case, write_patients
 
 
 @pytest.fixture
@@ -55,3 +55,23 @@ def test_fid_of_features_of_another_preprocessing_is_refused(
     common = ("evaluate", "fid", real, made, "--bundle", tiny, "--features", "kept", "--bootstrap", 0)
     assert maisi(*common).code == 0
     assert "another preprocessing" in refused(*common, "--spacing", 8, 8, 8).err
+
+
+def test_quality_writes_a_report_and_tables(maisi: Maisi, work: Path) -> None:
+    for seed in range(2):
+        write_case(work / "cases" / f"p{seed}", *patient_and_mask(seed))
+    (work / "cases" / "p1" / "image.nii.gz").write_bytes(b"cut off")
+    outcome = maisi("evaluate", "quality", "cases", "--bundle", "head-neck-mini", "--out", "report")
+    assert outcome.code == 0, outcome.err
+    assert "2 cases:" in outcome.out
+    assert "p1: failed" in outcome.out
+    assert sorted(path.name for path in (work / "report").iterdir()) == ["quality.csv", "quality.json", "report.html"]
+    one = maisi("evaluate", "quality", "cases/p0/image.nii.gz", "--out", "one", "--pictures", 0, "--json")
+    assert [case["name"] for case in one.json["checks"]] == ["p0"]
+    assert one.json["checks"][0]["explained_variance"] > 0.5, "the mask beside the image was found"
+
+
+def test_quality_refuses_what_it_cannot_check(refused: Maisi, work: Path) -> None:
+    (work / "empty").mkdir()
+    assert "holds no images" in refused("evaluate", "quality", "empty").err
+    assert "is for MR" in refused("evaluate", "quality", "empty", "--bundle", "nv-rflow-mr").err
