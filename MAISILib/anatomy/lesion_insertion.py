@@ -63,6 +63,26 @@ class WithLesion(NamedTuple):
     insertion: Insertion
 
 
+def lesion_and_host(
+    table: LabelTable, lesion: str | int, host: str | int | None = None, shape: str = "lobulated"
+) -> tuple[int, int]:
+    """The labels of a lesion and of what it shall lie in, for what :func:`insert_lesion` was asked for.
+
+    Raises:
+        RequestError: The lesion, the host or the shape is unknown, or the label is no lesion.
+    """
+    label = table.find(lesion)
+    if label.host is None:
+        lesions = ", ".join(table[value].name for value in table.hosts()) or "none"
+        raise RequestError(f"{label.name!r} is no lesion: it has no host in {table.name!r}. Lesions there: {lesions}.")
+    home = label.host if host is None else table.find(host).value
+    if home == label.value:
+        raise RequestError(f"A {label.name} cannot lie in itself. Name another host.")
+    if shape not in SHAPES:
+        raise RequestError(f"{shape!r} is no shape of a lesion.{did_you_mean(shape, SHAPES)} Use {', '.join(SHAPES)}.")
+    return label.value, home
+
+
 def insert_lesion(
     mask: LabelMap,
     lesion: str | int,
@@ -88,10 +108,8 @@ def insert_lesion(
         RequestError: The lesion, the host or the shape is unknown, the label is no lesion, or the size makes no sense.
         MaskError: The host is not in the mask or not at the place, or the lesion is larger than it.
     """
-    value, home = _labels(mask, lesion, host)
+    value, home = lesion_and_host(mask.table, lesion, host, shape)
     names = mask.table
-    if shape not in SHAPES:
-        raise RequestError(f"{shape!r} is no shape of a lesion.{did_you_mean(shape, SHAPES)} Use {', '.join(SHAPES)}.")
     if not 0 < diameter_mm < 1000:
         raise RequestError(f"The diameter of a lesion is more than 0 mm and less than 1000, not {diameter_mm:g}.")
     free = mask.array == home
@@ -142,18 +160,6 @@ def insert_lesion(
         known = ", ".join(names[label].name for label in usual)
         notes.append(f"A {names[value].name} usually lies in {known}; a model may not know it elsewhere.")
     return WithLesion(mask.with_array(array, notes=(*mask.notes, *notes)), insertion)
-
-
-def _labels(mask: LabelMap, lesion: str | int, host: str | int | None) -> tuple[int, int]:
-    table = mask.table
-    label = table.find(lesion)
-    if label.host is None:
-        lesions = ", ".join(table[value].name for value in table.hosts()) or "none"
-        raise RequestError(f"{label.name!r} is no lesion: it has no host in {table.name!r}. Lesions there: {lesions}.")
-    home = label.host if host is None else table.find(host).value
-    if home == label.value:
-        raise RequestError(f"A {label.name} cannot lie in itself. Name another host.")
-    return label.value, home
 
 
 def _host_is_absent(mask: LabelMap, lesion: int, home: int) -> str:

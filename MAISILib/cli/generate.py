@@ -18,6 +18,10 @@ def run(
     mask: options.MaskFile = None,
     mask_ct: options.MaskCt = None,
     no_mask: options.NoMask = False,
+    vary: options.Vary = None,
+    insert: options.Insert = None,
+    insert_host: options.InsertHost = None,
+    insert_shape: options.InsertShape = None,
     generate_mask: options.GenerateMask = False,
     size_of: options.SizeOf = None,
     modality: options.Modality = None,
@@ -55,6 +59,10 @@ def run(
         "request_file": request,
         "mask": mask,
         "no_mask": no_mask,
+        "vary": vary,
+        "insert": insert,
+        "insert_host": insert_host,
+        "insert_shape": insert_shape,
         "generate_mask": generate_mask,
         "size_of": size_of,
         "windows": windows,
@@ -89,6 +97,6 @@ def run(
         typer.echo(json.dumps(written, indent=2, ensure_ascii=False))
         return
     for sample in written["samples"]:
-        typer.echo(f"{sample['folder']}: {sample['quality']}")
+        typer.echo("\n    ".join([f"{sample['folder']}: {sample['quality']}", *sample["mask"]]))
     if written["scene"]:
         typer.echo(written["scene"])

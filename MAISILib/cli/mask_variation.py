@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,7 +73,7 @@ def insert_command(
     from MAISILib.anatomy.lesion_insertion import insert_lesion
 
     mask, _ = _read(file, bundle)
-    made = insert_lesion(mask, tumour, millimeters(diameter), host=host, shape=shape, center_mm=at, seed=seed)
+    made = insert_lesion(mask, tumour, options.millimeters(diameter), host=host, shape=shape, center_mm=at, seed=seed)
     described = {"insertion": asdict(made.insertion)}
     _write(made.mask, mask, out, picture, f"{file.name} with a {made.insertion.lesion}", as_json, **described)
 
@@ -101,20 +100,6 @@ def clean_command(
     unwanted = [mask.table.find(name).value for name in remove or ()]
     cleaned = clean_up(mask, one_piece=pieces, unwanted=unwanted, lesions_in_hosts=not keep_lesions)
     _write(cleaned, mask, out, picture, f"{file.name}, cleaned up", as_json)
-
-
-def millimeters(text: str) -> float:
-    """``12mm``, ``1.2 cm`` or ``12`` in mm.
-
-    Raises:
-        RequestError: It is no length.
-    """
-    from MAISILib.errors import RequestError
-
-    found = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(mm|cm)?", text.strip().lower())
-    if found is None:
-        raise RequestError(f"{text!r} is no length; write it like 12mm or 1.2cm.")
-    return float(found[1]) * (10 if found[2] == "cm" else 1)
 
 
 def _read(file: Path, bundle_name: str) -> tuple[LabelMap, Bundle]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,20 @@ SizeOf = Annotated[
     ),
 ]
 GenerateMask = Annotated[bool, typer.Option("--generate-mask", help="Make a new mask, too (as --size-of does).")]
+Vary = Annotated[
+    int | None,
+    typer.Option(
+        "--vary", min=0, help="Make another patient of each mask; the number says which."
+    ),
+]
+Insert = Annotated[
+    str | None,
+    typer.Option("--insert", help="Put a lesion into each mask: NAME=DIAMETER, for example 'hepatic tumor=12mm'."),
+]
+InsertHost = Annotated[str | None, typer.Option("--insert-host", help="What it lies in; default: its host.")]
+InsertShape = Annotated[
+    str | None, typer.Option("--insert-shape", help="round, ellipsoid, lobulated (default) or spiculated.")
+]
 NoMask = Annotated[bool, typer.Option("--no-mask", help="Make an image without a mask.")]
 Modality = Annotated[str | None, typer.Option("--modality", help="Name or code; see maisi bundles list --json.")]
 Size = Annotated[tuple[int, int, int] | None, typer.Option("--size", help="Voxels x y z.")]
@@ -84,6 +99,9 @@ def build_request(
     no_mask: bool = False,
     generate_mask: bool = False,
     size_of: list[str] | None = None,
+    insert: str | None = None,
+    insert_host: str | None = None,
+    insert_shape: str | None = None,
     windows: bool = False,
     **fields: Any,
 ) -> GenerateRequest:
@@ -112,6 +130,16 @@ def build_request(
         given |= {"mask": "file", "mask_file": mask}
     elif no_mask:
         given = {"mask": "none", "mask_file": None, "mask_ct": None, **given}
+    if insert:
+        name, _, diameter = insert.rpartition("=")
+        if not name.strip():
+            raise RequestError(f"--insert {insert!r}: write NAME=DIAMETER, for example 'hepatic tumor=12mm'.")
+        more = {"host": insert_host, "shape": insert_shape}
+        given["insert_lesion"] = {"lesion": name.strip(), "diameter": millimeters(diameter)} | {
+            key: value for key, value in more.items() if value is not None
+        }
+    elif insert_host or insert_shape:
+        raise RequestError("--insert-host and --insert-shape describe a lesion; give it with --insert.")
     if windows:
         given["decode"] = "windows"
     if request_file is None:
@@ -162,3 +190,17 @@ def _number(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
+
+
+def millimeters(text: str) -> float:
+    """``12mm``, ``1.2 cm`` or ``12`` in mm.
+
+    Raises:
+        RequestError: It is no length.
+    """
+    from MAISILib.errors import RequestError
+
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(mm|cm)?", text.strip().lower())
+    if found is None:
+        raise RequestError(f"{text!r} is no length; write it like 12mm or 1.2cm.")
+    return float(found[1]) * (10 if found[2] == "cm" else 1)

@@ -12,6 +12,7 @@ from MAISILib.anatomy.library import Candidate, MaskLibrary
 from MAISILib.anatomy.masks import REGIONS, check_mask, regions_of
 from MAISILib.errors import MaskError
 from MAISILib.files.checks import file_sha256
+from MAISILib.generation.mask_changes import MaskChanges, box_of
 from MAISILib.generation.mask_grid import grid_for_mask
 from MAISILib.generation.mask_wish import MaskWish
 from MAISILib.generation.settings import Settings, resolve
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from MAISILib.bundles.bundle import Bundle
     from MAISILib.generation.mask_generation import GeneratedMask
     from MAISILib.generation.request import GenerateRequest
+
+
+#: So many masks of a library are tried, where a lesion is to be put into one.
+_CANDIDATES = 5
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,10 @@ class MaskSource:
         self._from_file: ConditioningMask | None = None
         self._candidates: list[Candidate] = []
         self.wish: MaskWish | None = None
+        self._changes = MaskChanges(request, bundle.labels)
         if request.mask == "file":
             self._from_file = _read_users_mask(bundle, request, settings)
+            self._changes.check(self._from_file.output)
         elif request.mask == "library":
             entry = bundle.manifest.masks
             assert entry is not None, "resolve() has checked it"
@@ -78,11 +85,8 @@ class MaskSource:
         if self._request.mask == "none":
             return None
         if self._from_file:
-            return self._from_file
-        candidate = self._search(self._request, seed)
-        mask = self._library.load(candidate)
-        if LabelTable.BODY in self._bundle.labels:
-            mask = add_body(mask)
+            return self._changed(self._from_file, seed) if self._changes else self._from_file
+        candidate, mask, changes = self._from_library(seed)
         model = self._on_model_grid(mask, repr(candidate.entry.file))
         source = {
             "kind": "library",
@@ -90,8 +94,30 @@ class MaskSource:
             "sha256": file_sha256(self._library.folder / candidate.entry.file),
             "reason": candidate.reason,
             "notes": list(mask.notes),
+            **changes,
         }
         return ConditioningMask(model, model, source)
+
+    def _from_library(self, seed: int) -> tuple[Candidate, LabelMap, dict[str, Any]]:
+        """The best mask of the library, changed as wished; the next best one where that has no room for a lesion."""
+        *others, last = self._search(self._request, seed)
+        for candidate in (*others, last):
+            mask = self._library.load(candidate)
+            if LabelTable.BODY in self._bundle.labels:
+                mask = add_body(mask)
+            try:
+                return candidate, *self._changes.apply(mask, seed)
+            except MaskError:
+                if candidate is last:
+                    raise
+        raise AssertionError("a search finds at least one mask")
+
+    def _changed(self, given: ConditioningMask, seed: int) -> ConditioningMask:
+        """The user's mask, varied within what the networks see of it."""
+        within = box_of(given.model.grid, given.output.grid)
+        output, changes = self._changes.apply(given.output, seed, within)
+        model = self._complete(resample_labels(output, given.model.grid), str(given.source["path"]))
+        return ConditioningMask(model, output, {**given.source, "notes": list(output.notes), **changes})
 
     def from_generated(self, generated: GeneratedMask) -> ConditioningMask:
         """A mask that the mask generator has made, on the grid of the networks."""
@@ -112,26 +138,28 @@ class MaskSource:
         settings = self._settings
         assert settings.spacing is not None
         grid = Grid.axis_aligned(settings.size, settings.spacing, tuple(mask.grid.center))
-        model = mask if _fits_exactly(mask.grid, grid) else resample_labels(mask, grid)
-        missing = set(settings.labels) - set(model.labels)
+        return self._complete(mask if _fits_exactly(mask.grid, grid) else resample_labels(mask, grid), name)
+
+    def _complete(self, model: LabelMap, name: str) -> LabelMap:
+        """The model's mask, if nothing that was asked for has got lost on its grid."""
+        missing = {*self._settings.labels, *self._changes.adds} - set(model.labels)
         if missing:
             names = ", ".join(self._bundle.labels[v].name for v in sorted(missing))
             raise MaskError(
-                f"The mask {name} has {names}, but not within {settings.size} voxels of "
-                f"{settings.spacing} mm. Ask for a larger field of view or smaller voxels."
+                f"The mask {name} has {names}, but not within {model.array.shape} voxels of "
+                f"{model.spacing} mm. Ask for a larger field of view or smaller voxels."
             )
         return model
 
-    def _search(self, request: GenerateRequest, seed: int) -> Candidate:
-        found = self._library.search(
-            self._settings.labels,
+    def _search(self, request: GenerateRequest, seed: int) -> list[Candidate]:
+        return self._library.search(
+            [*self._settings.labels, *self._changes.needs],
             self._settings.size,
             self._settings.spacing,
             body_regions=request.body_region,
             rng_seed=seed,
-            limit=1,
+            limit=_CANDIDATES if self._changes.adds else 1,
         )
-        return found[0]
 
 
 class Prepared(NamedTuple):

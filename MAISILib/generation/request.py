@@ -53,6 +53,24 @@ def bytes_of(amount: Any) -> Any:
     return round(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))
 
 
+class LesionWish(BaseModel):
+    """A lesion to put into the mask of each sample.
+
+    Args:
+        lesion: Name or number of a label that has a host.
+        diameter: Millimeters, of a sphere of its volume.
+        host: Name or number of what it shall lie in; the label table's host by default.
+        shape: ``round``, ``ellipsoid``, ``lobulated`` or ``spiculated``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lesion: str | int
+    diameter: Millimetres
+    host: str | int | None = None
+    shape: str = "lobulated"
+
+
 class GenerateRequest(BaseModel):
     """A request. Fields left out take the bundle's recommendation.
 
@@ -66,6 +84,9 @@ class GenerateRequest(BaseModel):
         mask_solver: Name of its solver; the bundle's by default.
         mask_file: NIfTI or NRRD label map in the bundle's labels, any orientation and spacing.
         mask_ct: CT of the same patient, used to find the body if the mask has no body label.
+        vary: Makes another patient of each mask from the library or a file: turned, bent, with organs of other sizes
+            and lesions at other places. The number chooses which, together with the seed.
+        insert_lesion: A lesion to put into each mask from the library or a file.
         modality: Name or class code of the bundle's modality table.
         output_size: Voxels ``(X, Y, Z)``.
         spacing: Voxel size in mm ``(x, y, z)``.
@@ -95,6 +116,8 @@ class GenerateRequest(BaseModel):
     mask_solver: str | None = None
     mask_file: Path | None = None
     mask_ct: Path | None = None
+    vary: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    insert_lesion: LesionWish | None = None
     modality: str | int | None = None
     output_size: tuple[Count, Count, Count] | None = None
     spacing: tuple[Millimetres, Millimetres, Millimetres] | None = None
@@ -141,6 +164,11 @@ class GenerateRequest(BaseModel):
             raise ValueError("The preset 'draft' says how many steps are taken; leave out steps, or the preset")
         if self.mask_ct is not None and self.mask != "file":
             raise ValueError("mask_ct belongs to a mask_file; give both or neither")
+        if self.mask in ("none", "generated") and (self.vary is not None or self.insert_lesion is not None):
+            raise ValueError(
+                f"Masks from the library or a file are varied and take a lesion; with mask '{self.mask}' leave out "
+                "vary and insert_lesion"
+            )
         wrong = {
             name: size for name, size in self.controllable_anatomy_size.items() if size != -1 and not 0 <= size <= 1
         }

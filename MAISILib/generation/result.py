@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from MAISILib.files.atomic import atomic_folder, write_text
 from MAISILib.files.nifti import write_labels, write_volume
 from MAISILib.files.preview import write_preview
+from MAISILib.generation.mask_story import mask_story
 
 if TYPE_CHECKING:
     from MAISILib.quality.hu_check import QualityReport
@@ -56,6 +57,7 @@ class Sample:
             "passed": self.quality.passed if self.quality else None,
             "quality": self.quality.summary() if self.quality else "quality not checked",
             "attempts": self.attempts,
+            "mask": mask_story(self.provenance["mask_source"]),
             "seconds": self.provenance["seconds"],
         }
 

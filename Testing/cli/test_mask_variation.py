@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from MAISILib.anatomy.labels import default_table
-from MAISILib.cli.mask_variation import millimeters
+from MAISILib.cli.options import millimeters
 from MAISILib.errors import RequestError
 from MAISILib.files.images import read_mask
 from MAISILib.files.nifti import write_labels
@@ -105,3 +105,32 @@ def test_lengths_are_read_as_people_write_them() -> None:
     for text in ("", "mm", "-3mm", "12m"):
         with pytest.raises(RequestError, match="is no length"):
             millimeters(text)
+
+
+def test_generate_varies_the_mask_and_puts_a_lesion_into_it(maisi: Maisi, work: Path, tiny: Path) -> None:
+    lesion = ("--insert", "lung tumor=30mm", "--insert-host", "liver", "--insert-shape", "round")
+    told = maisi("generate", "--bundle", tiny, "--vary", 3, *lesion, "--steps", 1, "--out", "out", "--device", "cpu")
+    assert told.code == 0, told.err
+    assert "\n    another patient, variation " in told.out
+    assert "\n    lung tumor of 30." in told.out
+    assert maisi("plan", "--bundle", tiny, "--vary", 3, *lesion, "--device", "cpu").code == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--insert", "12mm"], "write NAME=DIAMETER"),
+        (["--insert", "lung tumor=big"], "'big' is no length"),
+        (["--insert", "lung tumor=0"], "greater than 0"),
+        (["--insert-host", "liver"], "give it with --insert"),
+        (["--vary", 1, "--no-mask"], "leave out vary"),
+    ],
+)
+def test_generate_refuses_changes_that_cannot_be(refused: Maisi, tiny: Path, given: list[object], said: str) -> None:
+    assert said in refused("generate", "--bundle", tiny, *given).err
+
+
+def test_generate_names_a_lesion_that_no_mask_of_the_library_takes(maisi: Maisi, tiny: Path) -> None:
+    told = maisi("generate", "--bundle", tiny, "--insert", "lung tumor=500mm", "--device", "cpu")
+    assert (told.code, len(told.err.splitlines())) == (2, 2)
+    assert "A lung tumor of 500 mm is larger than left lung upper lobe" in told.err

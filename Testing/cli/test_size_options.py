@@ -57,6 +57,8 @@ def test_generate_with_a_size(maisi: Maisi, work: Path, tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.err
     provenance = json.loads((work / "out/sample-0000/provenance.json").read_text())
     assert provenance["mask_source"]["sizes"]["liver"]["asked"] == 0.8
+    assert "\n    liver: " in outcome.out
+    assert "(asked for: 80%)" in outcome.out
     plan = maisi("plan", "--bundle", bundle.folder, "--generate-mask", "--json")
     assert [stage["name"] for stage in plan.json["stages"]] == ["mask", "diffusion", "decode"]
 

@@ -1,0 +1,42 @@
+"""What became of the wishes for a sample's mask, in lines for people. Reads the provenance; loads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def mask_story(mask_source: Mapping[str, Any] | None) -> list[str]:
+    """One line for each organ whose size was asked for, and for each change of the mask.
+
+    Args:
+        mask_source: ``mask_source`` of a provenance; ``None`` where there is no mask.
+
+    Returns:
+        Empty where nothing was asked for.
+    """
+    source = mask_source or {}
+    sizes = source.get("sizes")
+    lines = [_size(name, size) for name, size in sizes.items() if size["asked"] is not None] if sizes else []
+    if variation := source.get("variation"):
+        lines.append(f"another patient, variation {variation['seed']}")
+    if insertion := source.get("insertion"):
+        lines.append(
+            f"{insertion['lesion']} of {insertion['diameter_mm']:.1f} mm in {insertion['host']} (asked for: "
+            f"{insertion['asked_mm']:g} mm)"
+        )
+    return lines
+
+
+def _size(name: str, size: Mapping[str, Any]) -> str:
+    asked = "absent" if size["asked"] < 0 else f"{size['asked']:.0%}"
+    if not size["volume_mm3"]:
+        became = "absent"
+    else:
+        became = f"{size['volume_mm3'] / 1000:.1f} ml"
+        if size["percentile"] is not None:
+            became += f", larger than {size['percentile']:.0%} of the patients"
+        elif not size["is_whole"]:
+            became += " of it in the picture, so its size is not known"
+    verdict = {True: "", False: ": NOT AS ASKED", None: ""}[size["is_as_asked"]]
+    return f"{name}: {became} (asked for: {asked}){verdict}"
