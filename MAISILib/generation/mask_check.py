@@ -15,7 +15,7 @@ from MAISILib.anatomy.masks import REGIONS, BodyRegions
 from MAISILib.errors import MaisiError
 from MAISILib.generation.mask_grid import grid_for_mask
 from MAISILib.generation.settings import recommendation
-from MAISILib.resampling import canonical_grid, to_canonical
+from MAISILib.resampling import canonical_grid, nearest, to_canonical
 from MAISILib.volumes import Grid, LabelMap
 
 if TYPE_CHECKING:
@@ -79,9 +79,31 @@ def _about_the_grid(mask: LabelMap, bundle: Bundle, regions: list[str]) -> list[
         return [*found, Finding("error", "size", str(error))]
     text = f"The networks will work on {_times(grid.shape)} voxels of {_times(grid.spacing)} mm"
     coarser = max(new / old for new, old in zip(grid.spacing, own, strict=True))
-    if coarser > 1.5:
-        text += f", up to {coarser:.1f} times coarser than the mask: small structures may be lost"
-    return [*found, Finding("note", "size", f"{text}.")]
+    text += f", up to {coarser:.1f} times coarser than the mask." if coarser > 1.5 else "."
+    return [*found, Finding("note", "size", text), *_about_losses(mask, grid)]
+
+
+def _about_losses(mask: LabelMap, grid: Grid) -> list[Finding]:
+    """What a model grid has no voxels for, by looking up each of the mask's voxels there."""
+    back = nearest(nearest(mask.array, mask.grid, grid), grid, mask.grid)
+    voxels = mask.counts
+    kept = mask.with_array(np.where(back == mask.array, mask.array, 0)).counts
+    shown = [value for value in np.flatnonzero(voxels[1:]) + 1 if kept[value] < voxels[value]]
+    gone, halved = [], []
+    for value in map(int, shown):
+        name = mask.table[value].name if value in mask.table else str(value)
+        if not kept[value]:
+            gone.append(f"{name} ({voxels[value]} voxels)")
+        elif kept[value] < voxels[value] / 2:
+            halved.append(f"{name} ({kept[value] / voxels[value]:.0%} kept)")
+    found = []
+    if gone:
+        text = f"Too small for these voxels, and lost: {', '.join(gone)}. Ask for smaller ones with --spacing."
+        found.append(Finding("warning", "size", text))
+    if halved:
+        text = f"More than half of their voxels change: {', '.join(halved)}."
+        found.append(Finding("note", "size", text))
+    return found
 
 
 def _about_the_field_of_view(mask: LabelMap, bundle: Bundle, regions: list[str]) -> list[Finding]:

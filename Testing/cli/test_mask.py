@@ -82,6 +82,18 @@ def test_check_of_a_mask_that_does_not_fit_says_what_would(maisi: Maisi, work: P
     assert "or crop the mask" in told.out
 
 
+def test_check_names_what_is_too_small_for_the_networks(maisi: Maisi, work: Path) -> None:
+    array = np.full((100, 100, 60), 200, np.uint8)
+    array[40:60, 40:60, 20:40] = 137
+    array[10:40, 10:40, 10:50][np.random.default_rng(0).random((30, 30, 40)) < 0.2] = 11
+    array[51, 51, 31] = 133
+    saved(LabelMap(array, np.diag([1.5, 1.5, 2.0, 1.0]), default_table()), work / "fine.nii.gz")
+    told = maisi("mask", "check", "fine.nii.gz", "--bundle", "head-neck-mini")
+    assert "up to 4.0 times coarser than the mask." in told.out
+    assert "warning  size: Too small for these voxels, and lost: brain stem (1 voxels)." in told.out
+    assert "More than half of their voxels change: esophagus (" in told.out
+
+
 def test_check_tells_where_the_patient_is_cut_off(maisi: Maisi, work: Path) -> None:
     array = np.full((60, 60, 40), 200, np.uint8)
     array[20:40, 20:40, 10:30] = 1
