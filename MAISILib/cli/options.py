@@ -31,9 +31,7 @@ SizeOf = Annotated[
 GenerateMask = Annotated[bool, typer.Option("--generate-mask", help="Make a new mask, too (as --size-of does).")]
 Vary = Annotated[
     int | None,
-    typer.Option(
-        "--vary", min=0, help="Make another patient of each mask; the number says which."
-    ),
+    typer.Option("--vary", min=0, help="Make another patient of each mask; the number says which."),
 ]
 Insert = Annotated[
     str | None,
