@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from MAISILib.diffusion.networks import Conditions, control_residuals, embed_mask, predict
 from MAISILib.diffusion.schedules import Mode, Schedule
 from MAISILib.diffusion.solvers import Solver, StepHook
+from MAISILib.errors import means_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,28 @@ class Guidance:
     free_bits: torch.Tensor | None = None
 
 
+@dataclass(frozen=True)
+class _Side:
+    """What the networks are told on one side of guidance: rows of inputs, and the mask's embedding."""
+
+    inputs: dict[str, torch.Tensor]
+    embedding: torch.Tensor | None
+
+    @staticmethod
+    def joined(sides: Sequence[_Side]) -> _Side:
+        """Several sides as the rows of one batch."""
+        if len(sides) == 1:
+            return sides[0]
+        embeddings = [side.embedding for side in sides if side.embedding is not None]
+        inputs = {name: torch.cat([side.inputs[name] for side in sides]) for name in sides[0].inputs}
+        return _Side(inputs, torch.cat(embeddings) if embeddings else None)
+
+
 class Denoiser:
     """UNet, ControlNet and everything they are told, as one function of latent and time.
+
+    Masks are embedded once, here. Guidance of scale 1, or with two sides that these networks cannot tell apart (same
+    mask; same modality, or networks without such an input), changes nothing and is left out.
 
     Args:
         unet: Diffusion UNet.
@@ -41,6 +62,8 @@ class Denoiser:
         guidance: ``None`` where it is off.
         device: Where the networks are.
         autocast: Reduced precision for the networks' arithmetic, or ``None``; the latent stays float32.
+        batched: Whether both sides of guidance go through the networks in one call. ``None`` does so off the CPU, where
+            it takes less time (on a CPU it only takes more memory). When memory runs out there, two calls are made.
     """
 
     def __init__(
@@ -53,15 +76,25 @@ class Denoiser:
         *,
         device: str = "cpu",
         autocast: torch.dtype | None = None,
+        batched: bool | None = None,
     ) -> None:
         self._unet, self._controlnet, self._autocast = unet, controlnet, autocast
         self._device = torch.device(device)
+        self._is_batched = self._device.type != "cpu" if batched is None else batched
+        self._told = _Side(conditions.tensors(self._device), self._embed(bits))
         self._guidance = guidance
-        self._inputs = conditions.tensors(self._device)
-        self._embedding = self._embed(bits)
-        if guidance is not None:
-            self._free_inputs = replace(conditions, modality=guidance.free_modality).tensors(self._device)
-            self._free_embedding = self._embed(guidance.free_bits)
+        if guidance is None:
+            return
+        free, free_bits = replace(conditions, modality=guidance.free_modality), guidance.free_bits
+        is_same_mask = self._told.embedding is None or (
+            bits is not None and free_bits is not None and torch.equal(bits, free_bits)
+        )
+        is_same_modality = free == conditions or getattr(unet, "num_class_embeds", None) is None
+        if guidance.scale == 1 or (is_same_mask and is_same_modality):
+            self._guidance = None
+            return
+        embedding = self._told.embedding if is_same_mask else self._embed(free_bits)
+        self._free = _Side(free.tensors(self._device), embedding)
 
     def _embed(self, bits: torch.Tensor | None) -> torch.Tensor | None:
         if bits is None or self._controlnet is None:
@@ -75,20 +108,30 @@ class Denoiser:
     def __call__(self, x: torch.Tensor, time: float) -> torch.Tensor:
         """Velocity or noise for ``x`` ``(1, C, X, Y, Z)`` float32 at ``time`` (training timesteps)."""
         with self._precision():
-            conditioned = self._one_side(x, time, self._inputs, self._embedding)
             if self._guidance is None:
-                return conditioned
-            free = self._one_side(x, time, self._free_inputs, self._free_embedding)
-        return free + self._guidance.scale * (conditioned - free)
+                return self._predict(x, time, self._told)
+            told, free = self._both_sides(x, time)
+        return free + self._guidance.scale * (told - free)
 
-    def _one_side(
-        self, x: torch.Tensor, time: float, inputs: dict[str, torch.Tensor], embedding: torch.Tensor | None
-    ) -> torch.Tensor:
-        times = torch.full((x.shape[0],), time, dtype=torch.float32, device=self._device)
+    def _both_sides(self, x: torch.Tensor, time: float) -> tuple[torch.Tensor, ...]:
+        if self._is_batched:
+            try:
+                return self._predict(x, time, self._told, self._free).chunk(2)
+            except (MemoryError, RuntimeError) as error:
+                if not means_out_of_memory(error):
+                    raise
+                self._is_batched = False
+        return self._predict(x, time, self._told), self._predict(x, time, self._free)
+
+    def _predict(self, x: torch.Tensor, time: float, *sides: _Side) -> torch.Tensor:
+        """One call of the networks: predictions ``(N, C, X, Y, Z)`` for N sides."""
+        side = _Side.joined(sides)
+        x = x.expand(len(sides), *x.shape[1:])
+        times = torch.full((len(sides),), time, dtype=torch.float32, device=self._device)
         residuals = None
-        if embedding is not None:
-            residuals = control_residuals(self._controlnet, x, times, embedding, inputs["class_labels"])
-        return predict(self._unet, x, times, inputs, residuals).float()
+        if side.embedding is not None:
+            residuals = control_residuals(self._controlnet, x, times, side.embedding, side.inputs["class_labels"])
+        return predict(self._unet, x, times, side.inputs, residuals).float()
 
 
 @torch.inference_mode()

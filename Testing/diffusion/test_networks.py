@@ -4,6 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from monai.networks.blocks.crossattention import CrossAttentionBlock
+from monai.networks.blocks.selfattention import SABlock
+from monai.networks.blocks.spatialattention import SpatialAttentionBlock
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from MAISILib.bundles.networks import build_network
 from MAISILib.diffusion.networks import Conditions, control_residuals, embed_mask, predict
@@ -111,3 +115,41 @@ def test_residuals_and_latent_of_the_caller_stay_as_they_were(tiny: TinyNetworks
     first = predict(tiny.unet, x, times, inputs, residuals)
     assert all(torch.equal(a, b) for a, b in zip(before, [x, *residuals], strict=True))
     assert torch.equal(first, predict(tiny.unet, x, times, inputs, residuals))
+
+
+class LargestTensor(TorchDispatchMode):
+    """Numbers in the largest tensor that an operation gave."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = func(*args, **(kwargs or {}))
+        for each in given if isinstance(given, (tuple, list)) else [given]:
+            if isinstance(each, torch.Tensor):
+                self.numbers = max(self.numbers, each.numel())
+        return given
+
+
+@torch.no_grad()
+def test_attention_is_monais_without_a_matrix_of_all_pairs() -> None:
+    """24³ voxels of attention: 13824² pairs would be 0.7 GB for each head. The same twice, bit for bit."""
+    block = SpatialAttentionBlock(3, 16, 8, norm_num_groups=8)
+    block.attn.use_flash_attention = True  # as build_network sets it
+    x = torch.randn(1, 16, 24, 24, 24)
+    with LargestTensor() as largest:
+        ours = block(x)
+    assert largest.numbers <= 3 * x.numel()
+    assert torch.equal(block(x), ours)
+    part = x[..., :6]
+    ours = block(part)
+    block.attn.use_flash_attention = False
+    with LargestTensor() as largest:
+        torch.testing.assert_close(block(part), ours, rtol=1e-5, atol=1e-5)
+    assert largest.numbers >= (24 * 24 * 6) ** 2
+
+
+def test_attention_of_built_networks_is_never_the_one_with_all_pairs(tiny: TinyNetworks) -> None:
+    for network in (tiny.unet, tiny.controlnet):
+        ways = [m.use_flash_attention for m in network.modules() if isinstance(m, (SABlock, CrossAttentionBlock))]
+        assert ways
+        assert all(ways)

@@ -7,6 +7,7 @@ import torch
 from monai.networks.schedulers.ddpm import DDPMScheduler
 from monai.networks.schedulers.rectified_flow import RFlowScheduler
 
+from MAISILib.diffusion import sampler
 from MAISILib.diffusion.sampler import Denoiser, Guidance, sample_latent
 from MAISILib.diffusion.schedules import DdpmSchedule, FlowSchedule, Schedule
 from MAISILib.diffusion.solvers import Solver, make_solver
@@ -110,6 +111,86 @@ def test_guidance_of_scale_one_is_no_guidance(rflow: TinyNetworks, masked: bool)
     two = draw(rflow, Denoiser(rflow.unet, rflow.controlnet, rflow.conditions(), bits, Guidance(2.0, 0, free_bits)))
     torch.testing.assert_close(one, plain, rtol=1e-4, atol=1e-4)
     assert (two - plain).abs().max() > 1e-3
+
+
+def calls_of(network: Any, denoiser: Denoiser) -> list[int]:
+    """The batch of each call of a network during one evaluation."""
+    seen: list[int] = []
+    hook = network.conv_in.register_forward_hook(lambda module, given, output: seen.append(len(output)))
+    try:
+        with torch.no_grad():
+            denoiser(torch.randn(1, *LATENT), 500.0)
+    finally:
+        hook.remove()
+    return seen
+
+
+def guided(tiny: TinyNetworks, scale: float, free_modality: int, free_bits: int, **options: Any) -> Denoiser:
+    """A denoiser for modality 1 and mask 3, guided away from another modality and mask."""
+    guidance = Guidance(scale, free_modality, random_bits(free_bits))
+    return Denoiser(tiny.unet, tiny.controlnet, tiny.conditions(1), random_bits(3), guidance, **options)
+
+
+@pytest.mark.parametrize(
+    ("scale", "free_modality", "free_bits", "calls"), [(1.0, 0, 4, 1), (2.0, 1, 3, 1), (2.0, 0, 3, 2), (2.0, 1, 4, 2)]
+)
+def test_guidance_is_computed_only_where_it_can_matter(
+    rflow: TinyNetworks, scale: float, free_modality: int, free_bits: int, calls: int
+) -> None:
+    assert calls_of(rflow.unet, guided(rflow, scale, free_modality, free_bits)) == [1] * calls
+
+
+def test_a_modality_that_networks_do_not_take_needs_no_free_side() -> None:
+    ddpm = TinyNetworks.build("ddpm")
+    assert calls_of(ddpm.unet, guided(ddpm, 2.0, 0, 3)) == [1]
+    assert calls_of(ddpm.unet, guided(ddpm, 2.0, 0, 4)) == [1, 1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("masked", [False, True])
+def test_both_sides_in_one_call_are_those_of_two(rflow: TinyNetworks, masked: bool) -> None:
+    x, bits, free_bits = torch.randn(1, *LATENT), random_bits(3), random_bits(4)
+    one, two = (
+        Denoiser(
+            rflow.unet,
+            rflow.controlnet if masked else None,
+            rflow.conditions(1),
+            bits if masked else None,
+            Guidance(3.0, 0, free_bits if masked else None),
+            batched=batched,
+        )
+        for batched in (True, False)
+    )
+    torch.testing.assert_close(one(x, 500.0), two(x, 500.0), rtol=1e-4, atol=1e-4)
+    assert (calls_of(rflow.unet, one), calls_of(rflow.unet, two)) == ([2], [1, 1])
+
+
+def test_where_memory_runs_out_two_calls_are_made_from_then_on(
+    rflow: TinyNetworks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = sampler.predict
+
+    def predict(unet: Any, x: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        if len(x) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(unet, x, *arguments)
+
+    expected = draw(rflow, guided(rflow, 2.0, 0, 4, batched=False))
+    monkeypatch.setattr(sampler, "predict", predict)
+    denoiser = guided(rflow, 2.0, 0, 4, batched=True)
+    assert torch.equal(draw(rflow, denoiser), expected)
+    assert calls_of(rflow.unet, denoiser) == [1, 1]
+
+
+def test_an_error_that_is_none_of_memory_is_not_tried_again(
+    rflow: TinyNetworks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def predict(*_: Any) -> torch.Tensor:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(sampler, "predict", predict)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        draw(rflow, guided(rflow, 2.0, 0, 4, batched=True))
 
 
 def test_latent_stays_float32_while_networks_run_in_bfloat16(tiny: TinyNetworks) -> None:
