@@ -30,6 +30,12 @@ def app() -> Any:
 
 
 @pytest.fixture(autouse=True)
+def modulesFolder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``MAISIPanel`` can be imported, as in Slicer, which puts the folders of its modules on the path."""
+    monkeypatch.syspath_prepend(str(ROOT / "MAISI"))
+
+
+@pytest.fixture(autouse=True)
 def uncaught_errors(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BaseException]]:
     """An error in a slot or an observer is printed and forgotten by Slicer; here it fails the test."""
     uncaught: list[BaseException] = []

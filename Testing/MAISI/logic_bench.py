@@ -73,7 +73,6 @@ class Bench:
 @contextmanager
 def opened_bench(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     """A bench whose temporary files lie in a folder of their own, which must be empty at the end, whatever happened."""
-    monkeypatch.syspath_prepend(str(ROOT / "MAISI"))
     temporary = folder / "Temporäre Dateien"
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +13,6 @@ from typing import Any
 import numpy as np
 
 from Testing.MAISI.scripted_client import ScriptedClient, Sent
-
-MODULE_FOLDER = Path(__file__).resolve().parents[2] / "MAISI"
 
 
 def preview() -> str:
@@ -37,8 +34,6 @@ def opened_panel(
         scene, loadedModule, waitUntil, tmp_path, monkeypatch: The fixtures of these names.
         client: An engine that the test plays; ``"engine"`` for the real one.
     """
-    if str(MODULE_FOLDER) not in sys.path:  # as Slicer does before it loads the module
-        sys.path.insert(0, str(MODULE_FOLDER))
     from MAISIPanel.Logic import MAISILogic
 
     monkeypatch.setenv("MAISI_DATA", str(tmp_path / "data"))

@@ -162,7 +162,7 @@ def makeSample(
         "request": {"seed": seed, "mask": "file" if source else "library", "mask_ct": None},
         "sample": {"index": index, "seed": 99, "attempts": 1},
         "mask_source": source or {"kind": "library", "notes": []},
-        "settings": {"modality": "ct"},
+        "settings": {"modality": "ct", "solver": "euler", "steps": 10},
         "seconds": {"diffusion": 4.25, "decode": 1.5},
         "quality": quality.to_dict(),
     }

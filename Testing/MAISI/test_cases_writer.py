@@ -17,12 +17,8 @@ from Testing.MAISI.drawn_cases import draw_case
 from Testing.tiny_bundle import LIVER
 from Testing.training.users_cases import LESION, patient
 
+pytestmark = pytest.mark.usefixtures("app")
 TURNED = np.array([[0.0, -1, 0, 30], [1, 0, 0, -12.5], [0, 0, 1, 7], [0, 0, 0, 1]])
-
-
-@pytest.fixture(autouse=True)
-def _panelPath(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "MAISI"))
 
 
 def written(folder: Path, *pairs: Any) -> list[Case]:

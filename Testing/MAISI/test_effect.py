@@ -67,7 +67,6 @@ class Editor:
 
 @pytest.fixture
 def logic(scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ScriptedLogic:
-    monkeypatch.syspath_prepend(str(ROOT / "MAISI"))
     from MAISIPanel.Logic import MAISILogic
 
     made = ScriptedLogic(scene, tmp_path)

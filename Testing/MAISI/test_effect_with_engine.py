@@ -22,7 +22,6 @@ def test_a_painted_label_is_learned_across_a_restart_and_generated(
     loadedModule: Callable[..., Any],
     waitUntil: Callable[..., None],
 ) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "MAISI"))
     data = tmp_path / "Daten von Öz"
     monkeypatch.setenv("MAISI_DATA", str(data))
     make_tiny_bundle(data / "bundles" / "tiny", with_masks=1)

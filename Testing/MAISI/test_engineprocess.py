@@ -25,8 +25,7 @@ class StartupEnvironment:
 
 
 @pytest.fixture(autouse=True)
-def _panelPath(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "MAISI"))
+def slicersEnvironment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "/opt/Slicer/lib/Python")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/Slicer/lib")
 

@@ -49,17 +49,11 @@ class Bench:
 
 
 @pytest.fixture
-def bench(scene: Any, tmp_path: Path, panelPath: None) -> Any:
+def bench(scene: Any, tmp_path: Path) -> Any:
     made = Bench(scene, tmp_path)
     yield made
     made.section.cleanup()
     made.widget.delete()  # else Python does it at some later time, in the middle of another test
-
-
-@pytest.fixture
-def panelPath(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slicer puts the module's folder on the path."""
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "MAISI"))
 
 
 def begun(bench: Bench, scene: Any, waitUntil: Callable[..., None]) -> None:

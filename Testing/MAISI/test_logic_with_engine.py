@@ -18,7 +18,6 @@ from MAISILib.resources import resource
 from MAISILib.scene import grid_of, load, read_mask, read_volume, save, show_mask
 from MAISILib.scene.label_tables import table_of_bundle
 from MAISILib.volumes import LabelMap
-from Testing.imports import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +28,6 @@ SIZE = {"output_size": (80, 56, 64), "spacing": (6.0, 6.0, 4.0)}
 @pytest.fixture
 def logic(scene: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Just what ``MAISILogic()`` is in Slicer: Qt's processes, timers and event loop."""
-    monkeypatch.syspath_prepend(str(ROOT / "MAISI"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     from MAISIPanel.Logic import MAISILogic
 

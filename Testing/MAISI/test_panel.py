@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
-from Testing.MAISI.panel_user import MODULE_FOLDER, PanelUser, opened_panel
+from Testing.imports import ROOT
+from Testing.MAISI.panel_user import PanelUser, opened_panel
 from Testing.MAISI.scripted_client import ScriptedClient
+
+pytestmark = pytest.mark.usefixtures("app")
 
 OPEN = """
 import sys, time
@@ -38,8 +41,8 @@ def test_opening_is_quick_and_loads_nothing_heavy(app: Any, tmp_path: Path) -> N
     for _ in range(2):
         run = subprocess.run(
             [sys.executable, "-c", OPEN],
-            cwd=MODULE_FOLDER.parent,
-            env={**os.environ, "MAISI_DATA": str(tmp_path), "PYTHONPATH": str(MODULE_FOLDER.parent)},
+            cwd=ROOT,
+            env={**os.environ, "MAISI_DATA": str(tmp_path), "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             timeout=120,
@@ -73,10 +76,10 @@ second.logic.shutdown()
 
 def test_a_developer_reloads_the_panel_with_all_its_files(app: Any, tmp_path: Path) -> None:
     """In an interpreter of its own, whose modules may be exchanged."""
-    folders = {"MAISI_DATA": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "PYTHONPATH": str(MODULE_FOLDER.parent)}
+    folders = {"MAISI_DATA": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     run = subprocess.run(
         [sys.executable, "-c", RELOAD],
-        cwd=MODULE_FOLDER.parent,
+        cwd=ROOT,
         env={**os.environ, **folders},
         capture_output=True,
         text=True,

@@ -13,12 +13,6 @@ pytest.importorskip("slicer", reason="slicer-core is not installed")
 from MAISILib.generation.request import GenerateRequest
 from MAISILib.scene import load, new_scene, save
 from MAISILib.scene.mrml import slicer
-from Testing.imports import ROOT
-
-
-@pytest.fixture(autouse=True)
-def _panelPath(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "MAISI"))
 
 
 def parameters(**changes: Any) -> Any:

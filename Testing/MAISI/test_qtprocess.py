@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-from Testing.imports import ROOT
-
 ECHO = """
 import sys
 for line in sys.stdin:
@@ -27,11 +25,6 @@ child = subprocess.Popen([sys.executable, "-c", "import time\\nprint('child', fl
 print(child.pid, flush=True)
 child.wait()
 """
-
-
-@pytest.fixture(autouse=True)
-def _panelPath(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "MAISI"))
 
 
 class Ear:

@@ -23,8 +23,7 @@ BUNDLE = ROOT / "Resources" / "bundles" / "head-neck-mini"
 
 
 @pytest.fixture
-def results(scene: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT / "MAISI"))
+def results(scene: Any) -> Any:
     from MAISIPanel.Results import ResultList
 
     return ResultList(scene)

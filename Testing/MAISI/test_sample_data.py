@@ -23,7 +23,6 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def source(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the module registers."""
-    monkeypatch.syspath_prepend(str(ROOT / "MAISI"))
     registered: list[dict[str, Any]] = []
     module = types.ModuleType("SampleData")
     logic = types.SimpleNamespace(registerCustomSampleDataSource=lambda **fields: registered.append(fields))

@@ -50,11 +50,6 @@ out.mkdir()
 """
 
 
-@pytest.fixture(autouse=True)
-def _panelPath(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "MAISI"))
-
-
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return tmp_path / "Daten von Öz"

@@ -7,15 +7,9 @@ from typing import Any
 
 import pytest
 
-from Testing.imports import ROOT
 from Testing.MAISI.scripted_process import READY, EventLoop, ScriptedProcess
 
 pytestmark = pytest.mark.filterwarnings("error")
-
-
-@pytest.fixture(autouse=True)
-def _panelPath(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "MAISI"))
 
 
 class Line:
