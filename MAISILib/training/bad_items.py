@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from MAISILib.anatomy.labels import default_table
 from MAISILib.bundles.bundle import open_bundle
-from MAISILib.errors import FileFormatError, MaisiError
-from MAISILib.training.datalist import DataItem, Datalist
+from MAISILib.errors import MaisiError
+from MAISILib.training.datalist import DataItem, Datalist, OnSkip, report_problems
 from MAISILib.training.denoising import labels_of
 from MAISILib.training.images import ImageDataset
 from MAISILib.training.initial_weights import bundle_of
@@ -21,7 +21,7 @@ from MAISILib.training.recipes import AutoencoderRecipe, ControlNetRecipe, Diffu
 ReadItem = Callable[[DataItem], object]
 
 
-def without_bad(data: Datalist, read: ReadItem, on_skip: Callable[[str], None]) -> Datalist:
+def without_bad(data: Datalist, read: ReadItem, on_skip: OnSkip) -> Datalist:
     """The items that can be read.
 
     Args:
@@ -39,13 +39,12 @@ def without_bad(data: Datalist, read: ReadItem, on_skip: Callable[[str], None]) 
             read(item)
         except MaisiError as error:
             problems.append(f"{item.name}: {error}")
-            on_skip(problems[-1])
             return False
         return True
 
     training, validation = (tuple(filter(is_good, items)) for items in (data.training, data.validation))
-    if not training:
-        raise FileFormatError(f"There is nothing left to learn from. {' '.join(problems)}")
+    total = f"{len(data.training) + len(data.validation)} items"
+    report_problems(problems, total, "No item is left to learn from", skip=bool(training), on_skip=on_skip)
     return Datalist(training, validation, (*data.skipped, *problems))
 
 

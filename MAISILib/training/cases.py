@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +24,7 @@ from MAISILib.errors import FileFormatError, MaisiError, MaskError, did_you_mean
 from MAISILib.files.images import read_image, read_segments
 from MAISILib.files.pairs import core_name
 from MAISILib.resampling import canonical_grid, index_mapping
+from MAISILib.training.datalist import OnSkip, report_problems
 from MAISILib.volumes import Grid
 
 if TYPE_CHECKING:
@@ -76,9 +77,7 @@ class _Entry(BaseModel):
     body_names: _Names = {}
 
 
-def read_cases(
-    path: Path | str, *, skip_bad: bool = False, on_skip: Callable[[str], None] = lambda message: None
-) -> list[Case]:
+def read_cases(path: Path | str, *, skip_bad: bool = False, on_skip: OnSkip = lambda message: None) -> list[Case]:
     """Reads ``cases.json``, and every file that it names, to the last voxel.
 
     A segmentation may lie on other voxels than its image (finer, cropped, turned): it is resampled later. Refused is
@@ -107,29 +106,8 @@ def read_cases(
             cases.append(_open_case(entry, name, path.parent))
         except MaisiError as error:
             problems.append(f"{name}: {error}")
-    report_problems(problems, len(entries), str(path), skip=skip_bad and bool(cases), on_skip=on_skip)
+    report_problems(problems, f"{len(entries)} cases", str(path), skip=skip_bad and bool(cases), on_skip=on_skip)
     return cases
-
-
-def report_problems(problems: list[str], total: int, where: str, *, skip: bool, on_skip: Callable[[str], None]) -> None:
-    """Tells all that is wrong with cases: to ``on_skip`` where they are left out, else as one error.
-
-    Args:
-        problems: Name and reason of each case that cannot be used.
-        total: Number of cases.
-        where: The file or bundle, for the message.
-        skip: Whether to go on without them.
-        on_skip: Called with each problem.
-
-    Raises:
-        FileFormatError: There are problems, and ``skip`` is off.
-    """
-    if problems and not skip:
-        listed = "\n".join(f"  {problem}" for problem in problems)
-        advice = "" if len(problems) == total else "\nCorrect them, or go on without them (--skip-bad)."
-        raise FileFormatError(f"{where}: {len(problems)} of {total} cases cannot be used:\n{listed}{advice}")
-    for problem in problems:
-        on_skip(problem)
 
 
 def read_segmentation(case: Case) -> Segmentation:

@@ -28,6 +28,8 @@ LATENTS_NAME = "latents.json"
 #: Image and label may be apart by this part of a voxel: headers keep float32, and some programs round.
 _SAME_PLACE = 0.1
 
+#: Hears the name of an item that is left out, and why.
+OnSkip = Callable[[str], None]
 _Count = Annotated[int, Field(gt=0)]
 _Length = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Part = Annotated[float, Field(ge=0, le=1)]
@@ -91,7 +93,7 @@ def read_datalist(
     base: Path | str | Sequence[Path | str] | None = None,
     fold: int | None = 0,
     skip_bad: bool = False,
-    on_skip: Callable[[str], None] = lambda message: None,
+    on_skip: OnSkip = lambda message: None,
 ) -> Datalist:
     """Reads which images there are, and opens the header of each.
 
@@ -125,16 +127,33 @@ def read_datalist(
         except MaisiError as error:
             problems.append(f"{item.name}: {error}")
     where = ", ".join(map(str, sources))
-    if problems and not (skip_bad and good):
-        listed = " ".join(f"({number}) {text}" for number, text in enumerate(problems, 1))
-        raise FileFormatError(f"{where}: {len(problems)} of {total} entries cannot be used: {listed}")
-    for problem in problems:
-        on_skip(problem)
+    report_problems(problems, f"{total} entries", where, skip=skip_bad and bool(good), on_skip=on_skip)
     _check_apart(good, where)
     names = _own_names([item for item, _ in good])
     named = [(replace(item, name=name), out) for (item, out), name in zip(good, names, strict=True)]
     training, validation = (tuple(item for item, out in named if out is held) for held in (False, True))
     return Datalist(training, validation, tuple(problems))
+
+
+def report_problems(problems: Sequence[str], total: str, where: str, *, skip: bool, on_skip: OnSkip) -> None:
+    """Tells all that is wrong with items: to ``on_skip`` where they are left out, else as one error.
+
+    Args:
+        problems: Name and reason of each item that cannot be used.
+        total: How many items of what kind there are, for example ``7 cases``.
+        where: Their list, for the message.
+        skip: Whether to go on without them.
+        on_skip: Called with each problem.
+
+    Raises:
+        FileFormatError: There are problems, and ``skip`` is off.
+    """
+    if problems and not skip:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        advice = "" if total.startswith(f"{len(problems)} ") else "\nCorrect them, or go on without them (--skip-bad)."
+        raise FileFormatError(f"{where}: {len(problems)} of {total} cannot be used:\n{listed}{advice}")
+    for problem in problems:
+        on_skip(problem)
 
 
 def check_headers(item: DataItem) -> None:

@@ -8,7 +8,7 @@ around as it was.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from MAISILib.generation.progress import CancelToken
 from MAISILib.jobs.folder import Event, JobFolder, OnEvent
 from MAISILib.training.checkpoint import check_same_run
 from MAISILib.training.controlnet_task import ControlNetTask
-from MAISILib.training.datalist import DataItem, Datalist, read_datalist, write_datalist
+from MAISILib.training.datalist import DataItem, Datalist, OnSkip, read_datalist, write_datalist
 from MAISILib.training.derived_bundle import write_derived_bundle
 from MAISILib.training.encoding import GridRule, encode_items
 from MAISILib.training.finetune_data import prepared_one_by_one
@@ -94,7 +94,7 @@ def finetune(
     device: str = "auto",
     cancel: CancelToken | None = None,
     on_event: OnEvent = lambda event: None,
-    on_skip: Callable[[str], None] = lambda reason: None,
+    on_skip: OnSkip = lambda reason: None,
 ) -> FineTuned:
     """Trains and writes the new bundle.
 
@@ -148,7 +148,7 @@ class _Work:
         self._wish, self._device, self._cancel, self._tell = wish, device, cancel, tell
         self._bundle, self._focus = wish.preparation.bundle, wish.preparation.focus
 
-    def go(self, skip_bad: bool, on_skip: Callable[[str], None]) -> FineTuned:
+    def go(self, skip_bad: bool, on_skip: OnSkip) -> FineTuned:
         prepared = self._prepare(skip_bad, on_skip)
         count = max(1, len(prepared) // _HELD_OUT_OF) if len(prepared) >= _ENOUGH_CASES else 0
         learned, held_out = prepared[: len(prepared) - count], prepared[len(prepared) - count :]
@@ -193,7 +193,7 @@ class _Work:
             (notes,) if notes else (),
         )
 
-    def _prepare(self, skip_bad: bool, on_skip: Callable[[str], None]) -> list[DataItem]:
+    def _prepare(self, skip_bad: bool, on_skip: OnSkip) -> list[DataItem]:
         """Training pairs on disk; images of many patients do not fit into the memory."""
         folder, modality = self._wish.work / PAIRS_NAME, next(iter(self._bundle.manifest.modality))
 

@@ -18,7 +18,8 @@ from MAISILib.files.images import read_image
 from MAISILib.generation.mask_grid import Size, Spacing, grid_for_mask, largest_size, own_spacing
 from MAISILib.generation.settings import recommendation
 from MAISILib.resampling import nearest, resample_volume, to_canonical
-from MAISILib.training.cases import Case, read_body_segmentation, read_segmentation, report_problems
+from MAISILib.training.cases import Case, read_body_segmentation, read_segmentation
+from MAISILib.training.datalist import OnSkip, report_problems
 from MAISILib.training.label_mapping import LabelMapping
 from MAISILib.training.new_labels import NewLabel, extended_table
 from MAISILib.volumes import Grid, LabelMap, Volume
@@ -115,7 +116,7 @@ def prepared_one_by_one(
     cases: Sequence[Case],
     *,
     skip_bad: bool = False,
-    on_skip: Callable[[str], None] = lambda message: None,
+    on_skip: OnSkip = lambda message: None,
     on_progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> Iterator[PreparedCase]:
     """Gives the training pair of each case as soon as it is made, so that one at a time is in memory.
@@ -142,7 +143,8 @@ def prepared_one_by_one(
             continue
         yield pair
     where = f"Fine-tuning of {preparation.bundle.name!r}"
-    report_problems(problems, len(cases), where, skip=skip_bad and len(problems) < len(cases), on_skip=on_skip)
+    skip = skip_bad and len(problems) < len(cases)
+    report_problems(problems, f"{len(cases)} cases", where, skip=skip, on_skip=on_skip)
 
 
 def prepare_case(preparation: Preparation, case: Case) -> PreparedCase:

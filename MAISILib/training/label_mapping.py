@@ -155,7 +155,7 @@ class LabelMapping(BaseModel):
                 lines.append(f"Segment '{decision.segment}' is label {label}, {how[decision.found]}.")
             elif decision.found == "ignored":
                 lines.append(f"Segment '{decision.segment}' is left out.")
-        return lines
+        return list(dict.fromkeys(lines))  # one and the same may stand in both kinds of segmentations
 
     def to_json(self) -> str:
         """The mapping as JSON, which :meth:`from_json` reads back."""

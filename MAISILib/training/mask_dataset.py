@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from MAISILib.anatomy.labels import LabelTable, default_table
 from MAISILib.anatomy.organ_sizes import OrganSize, SizeTable, measure_sizes
 from MAISILib.bundles.bundle import open_bundle
 from MAISILib.errors import TrainingError
-from MAISILib.training.datalist import DataItem
+from MAISILib.training.datalist import DataItem, OnSkip
 from MAISILib.training.denoising import mask_bits
 from MAISILib.training.images import has_room
 from MAISILib.training.mask_recipes import MaskSettings
@@ -22,6 +23,10 @@ from MAISILib.volumes import Grid, LabelMap
 
 #: Spacings that differ by less (relative) are the same.
 _SAME_SPACING = 1e-3
+
+
+def _on_stderr(reason: str) -> None:
+    print(reason, file=sys.stderr)
 
 
 class MaskDataset:
@@ -42,7 +47,7 @@ class MaskDataset:
         items: Sequence[DataItem],
         settings: MaskSettings,
         table: LabelTable | None = None,
-        on_skip: Callable[[str], None] = print,
+        on_skip: OnSkip = _on_stderr,
     ) -> None:
         self._settings = settings
         self.table = table or (open_bundle(settings.labels_of).labels if settings.labels_of else default_table())

@@ -15,7 +15,7 @@ from MAISILib.training.autoencoder import autoencoder_task
 from MAISILib.training.bad_items import ReadItem, image_reader, latent_reader, mask_reader, without_bad
 from MAISILib.training.checkpoint import read_checkpoint
 from MAISILib.training.controlnet_task import controlnet_task
-from MAISILib.training.datalist import Datalist, read_datalist
+from MAISILib.training.datalist import Datalist, OnSkip, read_datalist
 from MAISILib.training.diffusion_task import diffusion_task
 from MAISILib.training.mask_autoencoder_task import mask_autoencoder_task
 from MAISILib.training.mask_diffusion_task import mask_diffusion_task
@@ -77,7 +77,7 @@ def start_training(
     skip_bad: bool = False,
     cancel: CancelToken | None = None,
     on_event: OnEvent = lambda event: None,
-    on_skip: Callable[[str], None] = print,
+    on_skip: OnSkip = print,
 ) -> Outcome:
     """Trains one kind of network.
 

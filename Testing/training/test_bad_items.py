@@ -64,7 +64,9 @@ def test_images_with_bad_voxels_are_left_out_of_training_and_validation(tmp_path
     assert names == ["good", "held"]
     assert [reason.split(":")[0] for reason in told] == ["above", "nan", "bad"]
     assert "300" in told[0]
-    with pytest.raises(FileFormatError, match=r"nothing left to learn from\. nan: .*nan_ct\.nii\.gz has no value"):
+    with pytest.raises(
+        FileFormatError, match=r"No item is left.*: 1 of 2 items.*\s+nan: .*nan_ct\.nii\.gz has no value"
+    ):
         without_bad(Datalist((found["nan"],), (found["held"],)), reader, told.append)
 
 

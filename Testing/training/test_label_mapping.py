@@ -145,6 +145,11 @@ def test_organs_that_the_bundle_does_not_know_are_left_out_of_a_body_segmentatio
     assert "Segment 'heart' is left out." in mapping.notes()
 
 
+def test_a_segment_of_both_segmentations_is_told_once() -> None:
+    mapping = propose_mapping([case("anna", "PTV70", under=("PTV70", "heart"))], MINI)
+    assert [note.split("'")[1] for note in mapping.notes()] == ["PTV70", "heart"]
+
+
 def test_user_decides_otherwise() -> None:
     mapping = propose_mapping([case("anna", "GTV", "Couch", "Brainstem")], MINI)
     edits = dict(parse_edit(text) for text in ("GTV = target", "Couch=ignore", "Brainstem=spinal cord"))
