@@ -183,10 +183,11 @@ class TrainingJobs:
         """Goes on with a training that was stopped or has failed, from its last checkpoint.
 
         Raises:
-            TrainingError: It runs, or the engine cannot be started.
+            TrainingError: It runs, or is about to stop, or the engine cannot be started.
             OutputError: Its folder cannot be written.
         """
-        self._askedAt.pop(training.name, None)
+        if self.state(training) == "running" and training.name in self._askedAt:
+            raise TrainingError(f"The training '{training.name}' is saving its present step. Resume it when it has.")
         program, arguments, environment = self._command(training.job.arguments)
         job = detached.resume(training.job, program=[program, *arguments[:2]], environment=environment)
         return Training(training.name, training.bundle, training.wish, job)

@@ -182,7 +182,8 @@ class TrainingsView:
         elif state == "cancelled":
             ui.stateLabel.text = _("Stopped at step {0}. Resume goes on from there.").format(progress.step)
         else:
-            ui.stateLabel.text = progress.line() or _("Finished.")
+            steps = _("Finished after {0} steps.").format(progress.step)
+            ui.stateLabel.text = steps if progress.step else _("Finished.")
         self._showPicture(len(progress.pictures) - 1 if self._isNewestShown else self._picture)
         self._showLog()
 

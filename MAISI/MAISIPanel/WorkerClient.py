@@ -17,8 +17,8 @@ from MAISIPanel.EngineProcess import EngineCommand
 PROTOCOL = 1
 #: ``onFailed`` gets this kind where the process ended before it had answered.
 CRASH = "Crash"
-#: A worker that has not answered a cancel after this time is ended, with all that it has started.
-CANCEL_MILLISECONDS = 2000
+#: A worker that has not answered a cancel after this time is ended, with all that it has started: within 2 s in all.
+CANCEL_MILLISECONDS = 1500
 _KEPT_LINES = 200
 #: Exit codes of a process that was killed (SIGKILL), as Qt and as shells tell them.
 _ENDED_BY_SYSTEM = (9, -9, 137)
@@ -72,7 +72,7 @@ class WorkerClient:
         makeProcess: Makes a `Process` that was not started yet.
         command: Program, arguments and environment, or a function that gives them at each start.
         later: ``later(milliseconds, function)`` calls a function from the event loop. With it, a worker that does not
-            answer a cancel within 2 s is ended.
+            answer a cancel in time is ended.
         onCrash: Called with a message for people when the process has ended by itself.
     """
 

@@ -227,7 +227,7 @@ def test_opening_attaches_to_a_training_that_runs(bench: Bench) -> None:
 def test_a_training_that_ends_while_nobody_has_selected_it_brings_its_model(
     bench: Bench, waitUntil: Callable[..., None]
 ) -> None:
-    bench.trainings.add("mine")
+    bench.trainings.add("mine", events=(Event("controlnet", 40, 40, metrics={"loss": 0.5}), Event("bundle", 1, 1)))
     bench.trainings.add("other")
     bench.section.refresh()
     assert bench.ui.jobComboBox.currentText == "other – running"
@@ -237,6 +237,8 @@ def test_a_training_that_ends_while_nobody_has_selected_it_brings_its_model(
     assert "is finished" in bench.told[0]
     bench.section.refresh()
     assert bench.made == ["mine"], "told once"
+    bench.ui.jobComboBox.setCurrentIndex(bench.ui.jobComboBox.findData("mine"))
+    assert bench.ui.stateLabel.text == "Finished after 40 steps."
 
 
 def test_a_training_that_the_effect_has_started_brings_its_model_too(bench: Bench) -> None:

@@ -101,7 +101,7 @@ def test_generate_gives_volume_segmentation_table_and_chart_while_the_window_ans
     user.press("generateButton")
     start = time.monotonic()
     user.waitUntil(lambda: user.reads("generateButton") == "Generate", seconds=30)
-    assert time.monotonic() - start < 4.0  # 2 s for the engine to answer, 2 s to end it where it does not
+    assert time.monotonic() - start < 4.0  # 1.5 s for the engine to answer, then it is ended; this machine may be busy
     assert len(user.rows()) == 1
 
     # Made again: the same voxels.

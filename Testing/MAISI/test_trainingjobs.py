@@ -128,7 +128,7 @@ def test_another_slicer_finds_it_running_stops_and_resumes_it(makeJobs: Any, lis
 def test_one_that_does_not_stop_when_asked_is_ended(
     makeJobs: Any, listed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(detached, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(detached, "GRACE_SECONDS", 600.0)
     monkeypatch.setattr(detached, "ask_group", lambda pid: None)
     monkeypatch.setattr(detached, "STOP_VARIABLE", "NOBODY_LOOKS_AT_THIS")
     monkeypatch.setenv("MAISI_STOP_FILE", "/no/such/file")
@@ -136,6 +136,9 @@ def test_one_that_does_not_stop_when_asked_is_ended(
     training = jobs.start(listed, name="endless", focus=["liver"])
     until(lambda: jobs.follow(training).read())
     jobs.stop(training)
+    with pytest.raises(TrainingError, match="saving its present step"):
+        jobs.resume(training)
+    monkeypatch.setattr(detached, "GRACE_SECONDS", 0.2)
     until(lambda: jobs.state(training) != "running")
     assert jobs.state(training) == "cancelled"
 

@@ -125,7 +125,9 @@ class Photographer:
         self.wait(lambda: self.find("startButton").enabled, 300)
         self.take("fine-tune")
         self.find("startButton").click()
-        self.wait(lambda: "loss" in self.find("stateLabel").text, 1800)
+        self.wait(
+            lambda: not self.find("pictureLabel").pixmap.isNull() and "loss" in self.find("stateLabel").text, 1800
+        )
         self.take("training", part="jobsGroup")
         self.find("stopButton").click()
         self.wait(lambda: not self.logic.trainingJobs.running(), 60)
