@@ -13,6 +13,7 @@ from MAISIPanel.AnatomyPicker import AnatomyPicker
 from MAISIPanel.CostLine import CostLine
 from MAISIPanel.GenerationJob import Callbacks
 from MAISIPanel.GridControls import GridControls
+from MAISIPanel.MaskChanges import MaskChanges
 from MAISIPanel.Parameters import GenerateParameters
 from MAISIPanel.RegionBoxes import RegionBoxes
 from MAISIPanel.RunControls import RunControls
@@ -51,6 +52,7 @@ class GenerateSection:
         self._notes: list[str] = []
         self.anatomies = AnatomyPicker(ui, self._onChanged)
         self.sizes = SizeSliders(ui, self._onChanged)
+        self.changes = MaskChanges(ui, self._onChanged)
         self.regions = RegionBoxes(ui, self._onScope)
         self.grid = GridControls(ui, self._onChanged)
         self.cost = CostLine(logic, ui.costLabel)
@@ -62,7 +64,12 @@ class GenerateSection:
             (_("Processor"), "cpu"),
         ):
             ui.deviceComboBox.addItem(text, device)
-        for label in (ui.maskSourceLabel, ui.segmentationLabel, ui.seedLabel):  # forms of their own, aligned
+        for label in (
+            ui.maskSourceLabel,
+            ui.varyLabel,
+            ui.segmentationLabel,
+            ui.seedLabel,
+        ):  # forms of their own, aligned
             label.minimumWidth = ui.referenceLabel.sizeHint.width()
         ui.settingsFrame.visible = False
         self._connect()
@@ -136,6 +143,7 @@ class GenerateSection:
             maskSource=source,
             anatomies=self.anatomies.chosen if source in ("library", "generated") else [],
             controllableSizes=self.sizes.sizes if source == "generated" else {},
+            **self.changes.fields,
             regions=self.regions.chosen,
             modality=str(ui.modalityComboBox.currentData or ""),
             # The image of a segmentation has the segmentation's, or the reference volume's, extent.
@@ -232,6 +240,7 @@ class GenerateSection:
         _fill(ui.modalityComboBox, [(name, name) for name in description["modalities"]])
         _fill(ui.solverComboBox, [(name, name) for name in description["solvers"]])
         self.sizes.offer(description["controllable"])
+        self.changes.offer(description)
         self.regions.offer(description["regions"])
         ui.stepsSpinBox.maximum = int(description["most_steps"])
         ui.stepsSpinBox.value = int(description["steps"])
@@ -263,6 +272,7 @@ class GenerateSection:
         self._showSource()
         self.anatomies.choose(parameters.anatomies)
         self.sizes.choose(parameters.controllableSizes)
+        self.changes.choose(parameters)
         self.regions.choose(parameters.regions)
         self.grid.chooseRecommended(parameters.regions, self._modality())
         self.grid.choose(parameters.size or self.grid.size, parameters.spacing or self.grid.spacing)
@@ -336,6 +346,7 @@ class GenerateSection:
         self.anatomies.offer(description.get("labels") or (), names)
         ui.anatomyFrame.visible = bool(names)
         ui.sizesFrame.visible = source == "generated"
+        ui.changesFrame.visible = source == "library"
         ui.segmentationFrame.visible = source == "file"
         labels = (ui.presetLabel, ui.sizeLabel, ui.spacingLabel, ui.fieldOfViewTitle)
         for widget in (*labels, ui.presetComboBox, ui.sizeFrame, ui.spacingFrame, ui.fieldOfViewLabel):

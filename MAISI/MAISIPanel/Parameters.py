@@ -26,6 +26,10 @@ class GenerateParameters:
         maskSource: One of `MASK_SOURCES`.
         anatomies: Names that the mask must hold.
         controllableSizes: Anatomy → size 0–1 (percentile) or −1 (absent), for generated masks.
+        vary: Whether to make another patient of each mask of the library.
+        lesion: Name of a lesion to put into each mask of the library; empty for none.
+        lesionDiameter: Of a sphere of its volume, in mm.
+        lesionHost: Name of what it lies in; empty for its usual host.
         regions: Body regions that a library mask must reach over.
         modality: Name in the bundle's modality table; empty for the bundle's own.
         size: Voxels along R, A, S; None for the bundle's recommendation.
@@ -44,6 +48,10 @@ class GenerateParameters:
     maskSource: str = "library"
     anatomies: list[str] = field(default_factory=list)
     controllableSizes: dict[str, float] = field(default_factory=dict)
+    vary: bool = False
+    lesion: str = ""
+    lesionDiameter: float = 20.0
+    lesionHost: str = ""
     regions: list[str] = field(default_factory=list)
     modality: str = ""
     size: tuple[int, int, int] | None = None
@@ -75,6 +83,7 @@ class GenerateParameters:
                 self.spacing is not None and not all(0 < each < math.inf for each in self.spacing),
                 f"Voxels are larger than 0 mm; got {self.spacing}.",
             ),
+            (not 0 < self.lesionDiameter < 1000, f"A lesion is larger than 0 mm, not {self.lesionDiameter:g} mm."),
         ):
             if isWrong:
                 return False, reason
@@ -89,8 +98,12 @@ class GenerateParameters:
         For source ``file`` those that say where the segmentation was written are added by `MAISIPanel.MaskFiles`.
         """
         isLibrary, isGenerated = self.maskSource == "library", self.maskSource == "generated"
+        lesion = {"lesion": self.lesion, "diameter": self.lesionDiameter, "host": self.lesionHost or None}
         request: dict[str, Any] = {
             "mask": self.maskSource,
+            # The seed of the request tells the patients apart.
+            "vary": 0 if self.vary and isLibrary else None,
+            "insert_lesion": lesion if self.lesion and isLibrary else None,
             "anatomy": self.anatomies if isLibrary or isGenerated else [],
             "controllable_anatomy_size": self.controllableSizes if isGenerated else {},
             "body_region": self.regions,
@@ -142,8 +155,10 @@ def _fitting(name: str, value: Any) -> Any:
         return int(value) if isNumber else _MISFIT
     if name == "steps":
         return None if value is None else int(value) if isNumber else _MISFIT
-    if name == "guidance":
+    if name in ("guidance", "lesionDiameter"):
         return float(value) if isNumber else _MISFIT
+    if name == "vary":
+        return value if isinstance(value, bool) else _MISFIT
     return value if isinstance(value, str) else _MISFIT
 
 

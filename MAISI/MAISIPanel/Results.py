@@ -13,6 +13,7 @@ import numpy as np
 
 from MAISILib.errors import FileFormatError, MaskError
 from MAISILib.files.atomic import atomic_folder, write_text
+from MAISILib.generation.mask_story import mask_story
 from MAISILib.scene import grid_of, read_mask
 from MAISILib.scene.charts import show_hu_chart
 from MAISILib.scene.geometry import array_of
@@ -101,6 +102,14 @@ class ResultEntry:
         return f"outside the expected HU: {', '.join(failed)}" if failed else f"passed ({len(organs)} organs)"
 
     @property
+    def maskStory(self) -> list[str]:
+        """What became of the wishes for its mask: sizes of organs beside what was asked for, a new lesion."""
+        try:
+            return mask_story(self.provenance.get("mask_source"))
+        except (AttributeError, KeyError, TypeError, ValueError):  # a provenance from elsewhere
+            return []
+
+    @property
     def seconds(self) -> float | None:
         """How long it took to make."""
         seconds = self.provenance.get("seconds")
@@ -138,6 +147,11 @@ class ResultEntry:
                 f"'{self.name}' was loaded without its provenance; only generated images can be replayed."
             )
         if _at(provenance, "mask_source", "kind") == "file":
+            if any(_at(provenance, "mask_source", change) for change in ("variation", "insertion")):
+                raise MaskError(
+                    f"The mask of '{self.name}' was changed while generating, and the scene has only what it became. "
+                    "Replay its folder instead: maisi generate --replay provenance.json."
+                )
             source = self._writeMask(folder / "replay-mask.nrrd")
             request = {**provenance["request"], "mask_ct": None}
             provenance = {**provenance, "mask_source": source, "request": request}

@@ -108,7 +108,8 @@ class ResultsSection:
         for button in (ui.showButton, ui.replayButton, ui.chartButton):
             button.enabled = len(selected) == 1
         ui.saveButton.enabled = ui.deleteButton.enabled = bool(selected)
-        ui.resultLabel.text = "\n".join([selected[0].verdict, *selected[0].notes]) if len(selected) == 1 else ""
+        lines = [[entry.verdict, *entry.maskStory, *entry.notes] for entry in selected[:1]]
+        ui.resultLabel.text = "\n".join(lines[0]) if len(selected) == 1 else ""
         ui.resultLabel.visible = bool(ui.resultLabel.text)
 
     def _onShow(self) -> None:
