@@ -91,6 +91,7 @@ class WorkerClient:
         self._open: dict[str, _Request] = {}
         self._sent = 0
         self._log: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._tail: deque[str] = deque(maxlen=_SHOWN_LINES)  # of the process that runs
 
     @property
     def isBusy(self) -> bool:
@@ -186,6 +187,7 @@ class WorkerClient:
     def _start(self) -> Process:
         process = self._makeProcess()
         self._process, self.ready = process, None
+        self._tail.clear()
         output = _Lines(lambda line: self._isCurrent(process) and self._line(line))
         errors = _Lines(lambda line: self._isCurrent(process) and self._remember(line))
         process.onOutput, process.onError = output.feed, errors.feed
@@ -213,7 +215,7 @@ class WorkerClient:
             reason = f"The engine stopped unexpectedly (exit code {exitCode}). It is started again when it is needed."
             if exitCode in _ENDED_BY_SYSTEM:
                 reason += " It was ended from outside, most often because memory ran out: try a smaller size."
-        tail = "\n".join(list(self._log)[-_SHOWN_LINES:])
+        tail = "\n".join(self._tail)
         message = f"{reason}\n{tail}" if tail else f"{reason} It left no message."
         self._process, self.ready = None, None
         self._endAll(message)
@@ -275,6 +277,7 @@ class WorkerClient:
             line = f"{line[:_LONGEST_LOG_LINE]} … ({len(line):,} characters)"
         if line:
             self._log.append(line)
+            self._tail.append(line)
 
 
 def tell(callback: Callable[..., Any] | None, *arguments: Any) -> None:

@@ -145,6 +145,17 @@ def test_an_engine_that_was_killed_is_told_with_the_likely_reason(line: Line) ->
     assert "memory ran out: try a smaller size" in line.told[0][2]
 
 
+def test_a_crash_is_not_explained_with_lines_of_an_earlier_engine(line: Line) -> None:
+    for lines in ("the first one", "the second one"):
+        line.send("bundles")
+        line.process.complain(lines)
+        line.process.end(1)
+    told = [message for kind, message, *_ in line.told if kind == "crash"][1]
+    assert "the second one" in told
+    assert "the first one" not in told
+    assert line.client.lastLines[-2:] == ["the first one", "the second one"]  # for the report
+
+
 def test_a_program_that_is_missing_is_told(line: Line) -> None:
     line.reasonNotToStart = "/opt/python: No such file or directory"
     line.send("plan")
