@@ -6,9 +6,8 @@ pins, and leaves the packages that Slicer brings as they are.
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib
 import platform
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from slicer.i18n import tr as _
+
+from MAISILib.jobs.preflight import installed_version, reaches
 
 #: MONAI 1.6 needs it.
 TORCH_FLOOR = "2.8"
@@ -54,7 +55,7 @@ class Installer:
         machine: tuple[str, str] | None = None,
     ) -> None:
         self._file = requirementsFile
-        self._versionOf = versionOf or installedVersion
+        self._versionOf = versionOf or installed_version
         self._machine = machine or (sys.platform, platform.machine())
 
     def requirements(self) -> list[Requirement]:
@@ -63,7 +64,8 @@ class Installer:
 
     def missing(self) -> list[Requirement]:
         """What is not installed or too old. Reads metadata only: nothing is imported."""
-        return [r for r in self.requirements() if not _reaches(self._versionOf(r.name), r.floor)]
+        found = ((each, self._versionOf(each.name)) for each in self.requirements())
+        return [each for each, version in found if version is None or not reaches(version, each.floor)]
 
     def obstacle(self) -> str:
         """Why the engine can never be installed into this Slicer; empty where it can."""
@@ -147,24 +149,3 @@ class Installer:
             if text:
                 name, _sign, floor = text.partition(">=")
                 yield Requirement(name.strip(), floor.strip())
-
-
-def installedVersion(name: str) -> str | None:
-    """The version of an installed package, ``None`` where it is missing. The package is not imported."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _reaches(version: str | None, floor: str) -> bool:
-    return version is not None and _numbers(version) >= _numbers(floor)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """``"2.8.0+cpu"`` as ``(2, 8)``: the release, without zeros at its end."""
-    release = re.match(r"\d+(\.\d+)*", version)
-    numbers = [int(part) for part in release.group().split(".")] if release else []
-    while numbers and numbers[-1] == 0:
-        numbers.pop()
-    return tuple(numbers)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -126,24 +127,33 @@ def lacking_packages(wanted: dict[str, str]) -> list[str]:
     """
     lacking = []
     for name, lowest in wanted.items():
-        try:
-            found = version(name)
-        except PackageNotFoundError:
+        found = installed_version(name)
+        if found is None:
             lacking.append(f"{name} is missing")
-            continue
-        if _numbers(found) < _numbers(lowest):
+        elif not reaches(found, lowest):
             lacking.append(f"{name} {found} is older than {lowest}")
     return lacking
 
 
+def installed_version(name: str) -> str | None:
+    """The version of an installed package, ``None`` where it is missing. Reads metadata only: nothing is imported."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def reaches(found: str, lowest: str) -> bool:
+    """Whether a version is a lowest one or later, by the numbers of their releases: ``2.13.0+cpu`` reaches ``2.8``."""
+    return _numbers(found) >= _numbers(lowest)
+
+
 def _numbers(version: str) -> tuple[int, ...]:
-    """``2.13.0+cpu`` → ``(2, 13, 0)``."""
-    numbers = []
-    for part in version.split("+")[0].split("."):
-        digits = part[: len(part) - len(part.lstrip("0123456789"))]
-        if not digits:
-            break
-        numbers.append(int(digits))
+    """``"2.8.0+cpu"`` as ``(2, 8)``: the release, without zeros at its end."""
+    release = re.match(r"\d+(\.\d+)*", version)
+    numbers = [int(part) for part in release.group().split(".")] if release else []
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
     return tuple(numbers)
 
 

@@ -108,7 +108,7 @@ def test_without_an_engine_the_panel_says_what_is_missing_and_installs_it(
     from MAISIPanel import Installer
 
     missing = {"torch", "monai"}
-    monkeypatch.setattr(Installer, "installedVersion", lambda name: None if name in missing else "99")
+    monkeypatch.setattr(Installer, "installed_version", lambda name: None if name in missing else "99")
     installed: list[str] = []
 
     class PyTorchUtilsLogic:
@@ -150,7 +150,7 @@ def test_a_declined_installation_changes_nothing(
     def pip_ensure(requirements: Any, requester: str) -> None:
         raise RuntimeError("User declined package installation")
 
-    monkeypatch.setattr(Installer, "installedVersion", lambda name: None if name == "monai" else "99")
+    monkeypatch.setattr(Installer, "installed_version", lambda name: None if name == "monai" else "99")
     monkeypatch.setattr(packaging, "pip_ensure", pip_ensure)
     with opened_panel(scene, loadedModule, waitUntil, tmp_path, monkeypatch) as user:
         user.press("installButton")
