@@ -20,7 +20,7 @@ from MAISILib.training.initial_weights import start_from
 from MAISILib.training.linear_start import measure_code, start_as_linear_code
 from MAISILib.training.perceptual import PerceptualDistance
 from MAISILib.training.recipes import AutoencoderRecipe
-from MAISILib.training.task import Tensors, generator_of
+from MAISILib.training.task import DatasetTask, Tensors, generator_of
 
 #: The published discriminator: three layers, 32 channels at the first, instance norm.
 _DISCRIMINATOR: dict[str, Any] = {
@@ -39,7 +39,7 @@ _LEAST_SQUARED_ERROR = 1e-10
 Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-class AutoencoderTask:
+class AutoencoderTask(DatasetTask[ImageDataset]):
     """Learns to code images.
 
     Args:
@@ -59,7 +59,8 @@ class AutoencoderTask:
         validation: ImageDataset,
         perceptual: Perceptual | None = None,
     ) -> None:
-        self._recipe, self._training, self._validation, self._perceptual = recipe, training, validation, perceptual
+        super().__init__(training, validation)
+        self._recipe, self._perceptual = recipe, perceptual
         torch.manual_seed(recipe.seed)
         autoencoder = build_network(recipe.definition).train()
         if recipe.init_from is not None:
@@ -73,21 +74,12 @@ class AutoencoderTask:
         if recipe.checkpoint_activations:
             checkpoint_activations(autoencoder)
         self.networks: dict[str, nn.Module] = {"autoencoder": autoencoder}
-        self.facts: dict[str, str] = {}
         self.phases: dict[str, tuple[str, ...]] = {"main": ("autoencoder",)}
         if recipe.adversarial_weight > 0:
             from monai.networks.nets.patchgan_discriminator import PatchDiscriminator
 
             self.networks["discriminator"] = PatchDiscriminator(**_DISCRIMINATOR)
             self.phases = {"generator": ("autoencoder",), "discriminator": ("discriminator",)}
-
-    def item_count(self) -> int:
-        """Number of training images."""
-        return len(self._training)
-
-    def item_name(self, index: int) -> str:
-        """Name of a training image."""
-        return self._training.name(index)
 
     def load_item(self, index: int, rng: random.Random) -> Tensors:
         """``image`` ``(1, X, Y, Z)``, ``weight`` of the same shape, the posterior's ``noise`` ``(C, x, y, z)``."""
@@ -131,14 +123,6 @@ class AutoencoderTask:
         real = _distance(discriminator(batch["image"])[-1], 1.0)
         made = _distance(discriminator(batch["reconstruction"])[-1], 0.0)
         return {"loss": 0.5 * (real + made)}
-
-    def validation_count(self) -> int:
-        """Number of held-out images."""
-        return len(self._validation)
-
-    def validation_name(self, index: int) -> str:
-        """Name of a held-out image."""
-        return self._validation.name(index)
 
     def validate_item(self, index: int, networks: Mapping[str, nn.Module]) -> dict[str, float]:
         """From the posterior mean: PSNR in dB and mean absolute error in [0, 1], in the body where it is known."""

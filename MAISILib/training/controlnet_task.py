@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,17 +44,17 @@ from MAISILib.training.denoising import (
 )
 from MAISILib.training.latents import LatentDataset, latent_facts
 from MAISILib.training.recipes import ControlNetRecipe
-from MAISILib.training.task import Tensors
+from MAISILib.training.task import DatasetTask, Tensors
 
 if TYPE_CHECKING:
-    from MAISILib.training.datalist import DataItem, Datalist
+    from MAISILib.training.datalist import Datalist
 
 #: Latent voxels by which a lesion's region grows before the rest counts as its surroundings: a latent voxel is decoded
 #: together with its neighbours, and those of a lesion show its rim.
 REGION_DILATION = 2
 
 
-class ControlNetTask:
+class ControlNetTask(DatasetTask[LatentDataset]):
     """Learns to show masks to a UNet that stays as it is.
 
     Args:
@@ -86,7 +86,8 @@ class ControlNetTask:
         table: LabelTable,
         initial: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        self._recipe, self._training, self._validation, self.schedule = recipe, training, validation, schedule
+        super().__init__(training, validation)
+        self._recipe, self.schedule = recipe, schedule
         self._hosts = _hosts(recipe, table)
         self._unet = unet.eval().requires_grad_(False)
         torch.manual_seed(recipe.seed)
@@ -99,16 +100,7 @@ class ControlNetTask:
         self._healthy = {value: host for value, host in table.hosts().items() if value in self._focus}
         self._parent = copy.deepcopy(controlnet).eval().requires_grad_(False) if recipe.preserve else None
         self.networks: dict[str, nn.Module] = {"controlnet": controlnet}
-        self.facts: dict[str, str] = {}
         self.phases: dict[str, tuple[str, ...]] = {"main": ("controlnet",)}
-
-    def item_count(self) -> int:
-        """Number of training latents."""
-        return len(self._training)
-
-    def item_name(self, index: int) -> str:
-        """Name of a training latent."""
-        return self._training.name(index)
 
     def load_item(self, index: int, rng: random.Random) -> Tensors:
         """See :func:`MAISILib.training.denoising.diffusion_item`, and what the mask adds.
@@ -199,14 +191,6 @@ class ControlNetTask:
         residuals = control_residuals(controlnet, noisy, time, embedding, inputs.get("class_labels"))
         return predict(unet, noisy, time, inputs, residuals).float()
 
-    def validation_count(self) -> int:
-        """Number of held-out latents."""
-        return len(self._validation)
-
-    def validation_name(self, index: int) -> str:
-        """Name of a held-out latent."""
-        return self._validation.name(index)
-
     def validate_item(self, index: int, networks: Mapping[str, nn.Module]) -> dict[str, float]:
         """Absolute error at three fixed times with fixed noise.
 
@@ -250,19 +234,13 @@ def controlnet_task(recipe: ControlNetRecipe, data: Datalist) -> tuple[ControlNe
     initial = bundle.load("controlnet").state_dict() if own and own.definition == definition else None
     sha256, scale = bundle.weights_sha256(), bundle.scale_factor()
 
-    def latents(items: Sequence[DataItem], sample: bool) -> LatentDataset:
-        return LatentDataset(
-            items, autoencoder_sha256=sha256["autoencoder"], scale_factor=scale, sample=sample, table=bundle.labels,
-            modalities=bundle.manifest.modality,
-        )  # fmt: skip
-
     task = ControlNetTask(
         recipe,
         bundle.load("diffusion"),
         definition,
         schedule_of(bundle.manifest.schedule),
-        latents(data.training, recipe.sample_posterior),
-        latents(data.validation, False),
+        LatentDataset.of_bundle(bundle, data.training, sample=recipe.sample_posterior),
+        LatentDataset.of_bundle(bundle, data.validation, sample=False),
         bundle.labels,
         initial,
     )

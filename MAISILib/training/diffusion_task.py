@@ -7,7 +7,7 @@ residuals are zero, so that the UNet still learns to work alone.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,16 +32,16 @@ from MAISILib.training.denoising import (
     weighted_mean,
 )
 from MAISILib.training.initial_weights import bundle_of, start_from
+from MAISILib.training.latents import LatentDataset, latent_facts, latent_scale_factor
 from MAISILib.training.pass_through import start_with_pass_through
 from MAISILib.training.recipes import DiffusionRecipe
-from MAISILib.training.task import Tensors
+from MAISILib.training.task import DatasetTask, Tensors
 
 if TYPE_CHECKING:
-    from MAISILib.training.datalist import DataItem, Datalist
-    from MAISILib.training.latents import LatentDataset
+    from MAISILib.training.datalist import Datalist
 
 
-class DiffusionTask:
+class DiffusionTask(DatasetTask[LatentDataset]):
     """Learns velocity (rectified flow) or noise (DDPM).
 
     Args:
@@ -59,7 +59,8 @@ class DiffusionTask:
         training: LatentDataset,
         validation: LatentDataset,
     ) -> None:
-        self._recipe, self._training, self._validation = recipe, training, validation
+        super().__init__(training, validation)
+        self._recipe = recipe
         self.schedule = make_schedule(recipe.schedule)
         torch.manual_seed(recipe.seed)
         self.networks: dict[str, nn.Module] = {"diffusion": build_network(recipe.definition).train()}
@@ -73,16 +74,7 @@ class DiffusionTask:
         if recipe.checkpoint_activations:
             for network in self.networks.values():
                 checkpoint_activations(network)
-        self.facts: dict[str, str] = {}
         self.phases: dict[str, tuple[str, ...]] = {"main": tuple(self.networks)}
-
-    def item_count(self) -> int:
-        """Number of training latents."""
-        return len(self._training)
-
-    def item_name(self, index: int) -> str:
-        """Name of a training latent."""
-        return self._training.name(index)
 
     def load_item(self, index: int, rng: random.Random) -> Tensors:
         """See :func:`diffusion_item`; with a ControlNet also ``bits`` ``(8, X, Y, Z)`` and if they are shown to it."""
@@ -117,14 +109,6 @@ class DiffusionTask:
         predicted = predict(networks["diffusion"], noisy, batch["time"], inputs, residuals).float()
         return predicted - prediction_target(self.schedule, batch)
 
-    def validation_count(self) -> int:
-        """Number of held-out latents."""
-        return len(self._validation)
-
-    def validation_name(self, index: int) -> str:
-        """Name of a held-out latent."""
-        return self._validation.name(index)
-
     def validate_item(self, index: int, networks: Mapping[str, nn.Module]) -> dict[str, float]:
         """The loss at three fixed times with fixed noise, with the mask where there is a ControlNet."""
         rng = random.Random(index)
@@ -150,22 +134,14 @@ def diffusion_task(recipe: DiffusionRecipe, data: Datalist) -> tuple[DiffusionTa
         TrainingError: The bundle in ``init_from`` has other networks.
         FileFormatError: A latent cannot be read, or is from another autoencoder than the bundle's or the others'.
     """
-    from MAISILib.training.latents import LatentDataset, latent_facts, latent_scale_factor
-
     bundle = bundle_of(recipe.init_from)
-
-    def latents(items: Sequence[DataItem], sample: bool, sha256: str | None) -> LatentDataset:
-        return LatentDataset(
-            items,
-            autoencoder_sha256=sha256,
-            sample=sample,
-            table=None if bundle is None else bundle.labels,
-            modalities=None if bundle is None else bundle.manifest.modality,
-        )
-
-    encoded_by = None if bundle is None else bundle.weights_sha256()["autoencoder"]
-    training = latents(data.training, recipe.sample_posterior, encoded_by)
-    validation = latents(data.validation, False, training.autoencoder_sha256)
+    if bundle is None:
+        training = LatentDataset(data.training, sample=recipe.sample_posterior)
+        encoded_by = training.autoencoder_sha256
+        validation = LatentDataset(data.validation, sample=False, autoencoder_sha256=encoded_by)
+    else:
+        training = LatentDataset.of_bundle(bundle, data.training, sample=recipe.sample_posterior)
+        validation = LatentDataset.of_bundle(bundle, data.validation, sample=False)
     scale = recipe.scale_factor or (latent_scale_factor(training) if bundle is None else bundle.scale_factor())
     task = DiffusionTask(recipe, training.scaled(scale), validation.scaled(scale))
     task.facts = latent_facts(training.autoencoder_sha256, scale)

@@ -8,7 +8,6 @@ around as it was.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -240,21 +239,14 @@ class _Work:
         self, unet: nn.Module, latents: Datalist, renderer: Renderer, name: str, mask: LabelMap
     ) -> tuple[Outcome, ControlNetRecipe]:
         recipe = _recipe(self._wish, bool(latents.validation))
-        sha256, table = self._bundle.weights_sha256()["autoencoder"], self._wish.preparation.table
-
-        def dataset(items: Sequence[DataItem], sample: bool) -> LatentDataset:
-            return LatentDataset(
-                items, autoencoder_sha256=sha256, scale_factor=self._bundle.scale_factor(), sample=sample, table=table,
-                modalities=self._bundle.manifest.modality,
-            )  # fmt: skip
-
+        table = self._wish.preparation.table
         task = ControlNetTask(
             recipe,
             unet,
             self._bundle.entry("controlnet").definition,
             schedule_of(self._bundle.manifest.schedule),
-            dataset(latents.training, recipe.sample_posterior),
-            dataset(latents.validation, False),
+            LatentDataset.of_bundle(self._bundle, latents.training, sample=recipe.sample_posterior, table=table),
+            LatentDataset.of_bundle(self._bundle, latents.validation, sample=False, table=table),
             table,
             self._bundle.load("controlnet").state_dict(),
         )

@@ -20,6 +20,7 @@ from MAISILib.training.modalities import modality_code
 
 if TYPE_CHECKING:
     from MAISILib.anatomy.labels import LabelTable
+    from MAISILib.bundles.bundle import Bundle
 
 #: Index of the top-most and of the bottom-most body region (0 head, 1 chest, 2 abdomen, 3 lower), where they are known.
 Regions = tuple[int | None, int | None]
@@ -110,6 +111,24 @@ class LatentDataset:
         self.autoencoder_sha256 = _one_autoencoder(self._items, self._known, autoencoder_sha256)
         self.scale_factor = scale_factor
         self._cache: dict[int, _Stored] | None = {} if cache else None
+
+    @classmethod
+    def of_bundle(
+        cls, bundle: Bundle, items: Sequence[DataItem], *, sample: bool, table: LabelTable | None = None
+    ) -> LatentDataset:
+        """Latents of a bundle's autoencoder, with its scale factor, names of modalities and labels (or ``table``).
+
+        Raises:
+            FileFormatError: Latents from another autoencoder, or files that are no latents.
+        """
+        return cls(
+            items,
+            autoencoder_sha256=bundle.weights_sha256()["autoencoder"],
+            scale_factor=bundle.scale_factor(),
+            sample=sample,
+            table=table or bundle.labels,
+            modalities=bundle.manifest.modality,
+        )
 
     def __len__(self) -> int:
         return len(self._items)

@@ -22,12 +22,12 @@ from MAISILib.training.datalist import Datalist
 from MAISILib.training.initial_weights import start_from
 from MAISILib.training.mask_dataset import MaskDataset
 from MAISILib.training.mask_recipes import MaskAutoencoderRecipe
-from MAISILib.training.task import Tensors, generator_of
+from MAISILib.training.task import DatasetTask, Tensors, generator_of
 
 NETWORK = "mask_autoencoder"
 
 
-class MaskAutoencoderTask:
+class MaskAutoencoderTask(DatasetTask[MaskDataset]):
     """Learns to code label maps.
 
     Args:
@@ -40,7 +40,8 @@ class MaskAutoencoderTask:
     judged_by: tuple[str, ...] = ("dice_loss",)
 
     def __init__(self, recipe: MaskAutoencoderRecipe, training: MaskDataset, validation: MaskDataset) -> None:
-        self._recipe, self._training, self._validation = recipe, training, validation
+        super().__init__(training, validation)
+        self._recipe = recipe
         torch.manual_seed(recipe.seed)
         network = build_network(recipe.definition).train()
         if recipe.init_from is not None:
@@ -48,19 +49,10 @@ class MaskAutoencoderTask:
         elif recipe.initial_log_variance is not None:
             start_with_small_deviation(network, recipe.initial_log_variance)
         self.networks: dict[str, nn.Module] = {NETWORK: network}
-        self.facts: dict[str, str] = {}
         self.phases: dict[str, tuple[str, ...]] = {"main": (NETWORK,)}
         self._class_of = torch.zeros(256, dtype=torch.long)
         self._class_of[recipe.data.classes] = torch.arange(len(recipe.data.classes))
         self._dice = DiceLoss(softmax=True, to_onehot_y=True, include_background=False, reduction="none")
-
-    def item_count(self) -> int:
-        """Number of training masks."""
-        return len(self._training)
-
-    def item_name(self, index: int) -> str:
-        """Name of a training mask."""
-        return self._training.name(index)
 
     def load_item(self, index: int, rng: random.Random) -> Tensors:
         """``labels`` ``(1, X, Y, Z)`` uint8, and the posterior's ``noise`` ``(C, x, y, z)``."""
@@ -85,14 +77,6 @@ class MaskAutoencoderTask:
         kl = kl_divergence(mean.float(), deviation.float())
         loss = recipe.cross_entropy_weight * cross_entropy + recipe.dice_weight * dice + recipe.kl_weight * kl
         return {"loss": loss, "cross_entropy": cross_entropy, "dice_loss": dice, "kl": kl}
-
-    def validation_count(self) -> int:
-        """Number of held-out masks."""
-        return len(self._validation)
-
-    def validation_name(self, index: int) -> str:
-        """Name of a held-out mask."""
-        return self._validation.name(index)
 
     def validate_item(self, index: int, networks: Mapping[str, nn.Module]) -> dict[str, float]:
         """Dice of what comes back from the posterior mean: of every label that is there, and their mean."""

@@ -24,12 +24,12 @@ from MAISILib.training.mask_autoencoder_task import open_mask_autoencoder
 from MAISILib.training.mask_dataset import MaskDataset, MaskLatents
 from MAISILib.training.mask_recipes import MaskDiffusionRecipe
 from MAISILib.training.pass_through import start_with_pass_through
-from MAISILib.training.task import Tensors, generator_of
+from MAISILib.training.task import DatasetTask, Tensors, generator_of
 
 NETWORK = "mask_diffusion"
 
 
-class MaskDiffusionTask:
+class MaskDiffusionTask(DatasetTask[MaskLatents]):
     """Learns the noise (DDPM) or the velocity (rectified flow) in latents of masks.
 
     Args:
@@ -49,14 +49,15 @@ class MaskDiffusionTask:
     def __init__(
         self, recipe: MaskDiffusionRecipe, training: MaskDataset, validation: MaskDataset, autoencoder: nn.Module
     ) -> None:
-        self._recipe = recipe
-        self.schedule = make_schedule(recipe.schedule)
         self.sizes: SizeTable = training.size_table(recipe.controllable)
         labels = [training.table.find(name).value for name in recipe.controllable]
-        self._training, self._validation = (
-            MaskLatents(masks, autoencoder, recipe.variants, recipe.seed, labels, cache=recipe.data.cache)
-            for masks in (training, validation)
-        )
+
+        def latents(masks: MaskDataset) -> MaskLatents:
+            return MaskLatents(masks, autoencoder, recipe.variants, recipe.seed, labels, cache=recipe.data.cache)
+
+        super().__init__(latents(training), latents(validation))
+        self._recipe = recipe
+        self.schedule = make_schedule(recipe.schedule)
         self.scale_factor = recipe.scale_factor or self._training.scale_factor()
         torch.manual_seed(recipe.seed)
         network = build_network(recipe.definition).train()
@@ -64,16 +65,7 @@ class MaskDiffusionTask:
             start_with_pass_through(network, -1.0 if isinstance(self.schedule, FlowSchedule) else 1.0)
         self.networks: dict[str, nn.Module] = {NETWORK: network}
         start_from(self.networks, recipe.init_from)
-        self.facts: dict[str, str] = {}
         self.phases: dict[str, tuple[str, ...]] = {"main": (NETWORK,)}
-
-    def item_count(self) -> int:
-        """Number of training masks."""
-        return len(self._training)
-
-    def item_name(self, index: int) -> str:
-        """Name of a training mask."""
-        return self._training.name(index)
 
     def load_item(self, index: int, rng: random.Random) -> Tensors:
         """A variation of a mask: ``clean`` and ``noise`` ``(C, x, y, z)``, ``time``, ``conditions`` ``(1, D)``."""
@@ -109,14 +101,6 @@ class MaskDiffusionTask:
         noisy = self.schedule.noisy(batch["clean"], batch["noise"], batch["time"])
         predicted = network(noisy, batch["time"], context=batch["conditions"]).float()
         return predicted - prediction_target(self.schedule, batch)
-
-    def validation_count(self) -> int:
-        """Number of held-out masks."""
-        return len(self._validation)
-
-    def validation_name(self, index: int) -> str:
-        """Name of a held-out mask."""
-        return self._validation.name(index)
 
     def validate_item(self, index: int, networks: Mapping[str, nn.Module]) -> dict[str, float]:
         """The absolute error at three fixed times with fixed noise."""

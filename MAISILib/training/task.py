@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -66,6 +66,50 @@ class Task(Protocol):
     def validate_item(self, index: int, networks: Mapping[str, nn.Module]) -> dict[str, float]:
         """Figures of one held-out item, computed with the averaged weights."""
         ...
+
+
+class Items(Protocol):
+    """What a task reads: a number of items, each with a name."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What an item is called in messages."""
+        ...
+
+
+AnyItems = TypeVar("AnyItems", bound=Items)
+
+
+class DatasetTask(Generic[AnyItems]):
+    """The part of a :class:`Task` that is the same for all that read their items from two data sets.
+
+    Args:
+        training: Items to learn from.
+        validation: Held-out items.
+    """
+
+    def __init__(self, training: AnyItems, validation: AnyItems) -> None:
+        self._training, self._validation = training, validation
+        self.facts: dict[str, str] = {}
+
+    def item_count(self) -> int:
+        """Number of training items."""
+        return len(self._training)
+
+    def item_name(self, index: int) -> str:
+        """Name of a training item."""
+        return self._training.name(index)
+
+    def validation_count(self) -> int:
+        """Number of held-out items."""
+        return len(self._validation)
+
+    def validation_name(self, index: int) -> str:
+        """Name of a held-out item."""
+        return self._validation.name(index)
 
 
 def generator_of(rng: random.Random) -> torch.Generator:
