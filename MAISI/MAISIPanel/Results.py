@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import numpy as np
 
 from MAISILib.errors import FileFormatError, MaskError
 from MAISILib.files.atomic import atomic_folder, write_text
+from MAISILib.files.checks import file_sha256
 from MAISILib.generation.mask_story import mask_story
 from MAISILib.scene import grid_of, read_mask
 from MAISILib.scene.charts import show_hu_chart
@@ -169,7 +169,7 @@ class ResultEntry:
                 "Generate an image for it instead of replaying."
             )
         write_volume_file(mask.array, mask.affine, path, is_compressed=False)
-        return {"kind": "file", "path": str(path), "sha256": _sha256(path), "notes": []}
+        return {"kind": "file", "path": str(path), "sha256": file_sha256(path), "notes": []}
 
     def _mask(self) -> tuple[Any, Any]:
         """Its label map on its own grid, and the label table."""
@@ -328,11 +328,3 @@ def _at(tree: Any, *keys: str) -> Any:
     for key in keys:
         tree = tree.get(key) if isinstance(tree, Mapping) else None
     return tree
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
