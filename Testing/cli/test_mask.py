@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from pathlib import Path
 
@@ -12,11 +11,9 @@ import numpy as np
 import pytest
 
 from MAISILib.anatomy.envelope import add_body
-from MAISILib.anatomy.grids import back_to, content_box, model_grid
 from MAISILib.anatomy.labels import default_table
-from MAISILib.files.images import read_image, read_mask
+from MAISILib.files.images import read_mask
 from MAISILib.files.nifti import write_labels
-from MAISILib.resampling import canonical_grid, resample_labels
 from MAISILib.volumes import LabelMap
 from Testing.anatomy.phantoms import many_organs, torso
 from Testing.cli.conftest import Maisi
@@ -298,36 +295,3 @@ def test_library_of_the_embedded_bundle_is_searched(maisi: Maisi, work: Path) ->
     rows = maisi("mask", "library", "search", "-a", "mandible", "-a", "larynx", "--limit", 2, "--json").json
     assert 0 < len(rows["masks"]) <= 2 <= rows["searched"]
     assert all({"mandible", "larynx"} <= set(row["anatomies"]) for row in rows["masks"])
-
-
-CHEST = Path(os.environ.get("MAISI_TEST_CHEST", ""))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not (CHEST / "mask.nii.gz").is_file(), reason="MAISI_TEST_CHEST names no folder with a chest CT")
-def test_segmentation_of_a_real_chest_becomes_a_whole_mask(maisi: Maisi, work: Path) -> None:
-    """A CT (cxr.nii.gz) and its segmentation by TotalSegmentator (mask.nii.gz, structures.csv)."""
-    source = read_image(CHEST / "mask.nii.gz", units="labels")
-    guessed = maisi("mask", "convert", CHEST / "mask.nii.gz", "-b", CT_BUNDLE, "-o", "guessed.nii.gz", "--json").json
-    assert "task total, guessed" in guessed["read_as"]
-    assert [s["number"] for s in guessed["structures"] if s["label"] is None] == [118]  # an older version's number
-    listed = ("--from", CHEST / "structures.csv")
-    told = maisi("mask", "convert", CHEST / "mask.nii.gz", *listed, "-b", CT_BUNDLE, "-o", "m.nii.gz", "--json").json
-    assert all(s["kept"] == s["voxels"] > 0 for s in told["structures"])
-    assert told["merges"] == {}
-    assert (
-        maisi("mask", "envelope", "m.nii.gz", "--ct", CHEST / "cxr.nii.gz", "-b", CT_BUNDLE, "-o", "e.nii.gz").code == 0
-    )
-    report = maisi("mask", "check", "e.nii.gz", "-b", CT_BUNDLE, "--json").json
-    doubts = {f["topic"]: f["message"] for f in report["findings"] if f["level"] != "note"}
-    assert doubts.keys() <= {"fragments", "field of view"}
-    assert "left–right (360 mm)" in doubts["field of view"], "the shoulders are cut off"
-
-    mask = read_mask(work / "e.nii.gz", default_table())
-    organs = np.where(mask.array == 200, 0, mask.array)
-    assert ((organs > 0) == (source.array > 0)).all()
-    grid = model_grid(mask.grid, content_box(mask), canonical_grid(mask.grid).spacing, divisor=16)
-    back = back_to(resample_labels(mask, grid), mask.grid)
-    voxels = np.bincount(mask.array.ravel(), minlength=256)
-    kept = np.bincount(mask.array[back.array == mask.array], minlength=256)
-    assert (kept >= 0.995 * voxels)[voxels > 100].all()
