@@ -14,6 +14,8 @@ ELEMENT_FLOPS = 25
 _ALLOCATOR = 1.1
 #: What a file costs in time: a byte that is written and read again, in operations of a convolution.
 _FILE_FLOPS_PER_BYTE = 500.0
+#: A strategy that ran out of memory is followed by the fastest one that needs at most this part of it.
+_LEANER = 0.7
 
 
 @dataclass(frozen=True)
@@ -45,28 +47,55 @@ def counted(layers: Sequence[Layer], shape: Sequence[int], strategy: Strategy) -
     return Choice(strategy, Walk(layers, shape, strategy).cost())
 
 
-def choose(
-    layers: Sequence[Layer], shape: Sequence[int], budget: float, *, host: float | None = None, disk: float = 0.0
-) -> Choice:
-    """The fastest way whose memory stays below ``budget``, or else the leanest of all.
-
-    Ways that hold everything in memory come first: a file is used only where none of them fits.
+class Ways:
+    """All ways through an encoder or a decoder for one volume, each counted once.
 
     Args:
         layers: Of an encoder or a decoder.
         shape: Voxels ``(x, y, z)`` of its input.
-        budget: Bytes at hand on the device, without those of weights.
         host: Bytes at hand in host memory, where the device has its own.
         disk: Bytes at hand for temporary files.
     """
-    weighed: list[Choice] = []
-    for storage, room in (("device", None), ("host", host), ("file", disk)):
-        if storage != "device" and not room:
-            continue
-        found = [counted(layers, shape, s) for s in candidates(layers, shape, storage)]
-        found = [choice for choice in found if room is None or choice.cost.stored_bytes <= room]
-        fitting = [choice for choice in found if choice.bytes <= budget]
-        if fitting:
-            return min(fitting, key=lambda choice: choice.work)
-        weighed += found
-    return min(weighed, key=lambda choice: choice.bytes)
+
+    def __init__(
+        self, layers: Sequence[Layer], shape: Sequence[int], *, host: float | None = None, disk: float = 0.0
+    ) -> None:
+        self._layers, self._shape = layers, shape
+        self._rooms = {"device": None, **({"host": host} if host else {}), **({"file": disk} if disk else {})}
+        self._counted: dict[str, list[Choice]] = {}
+
+    def within(self, budget: float) -> Choice:
+        """The fastest way whose memory stays below ``budget`` bytes (without weights), or else the leanest of all.
+
+        Ways that hold everything in memory come first: a file is used only where none of them fits.
+        """
+        for storage in self._rooms:
+            fitting = [choice for choice in self._of(storage) if choice.bytes <= budget]
+            if fitting:
+                return min(fitting, key=lambda choice: choice.work)
+        return self.leanest
+
+    @property
+    def leanest(self) -> Choice:
+        """The way that needs the least memory."""
+        return min((c for storage in self._rooms for c in self._of(storage)), key=lambda choice: choice.bytes)
+
+    def after(self, strategy: Strategy) -> Choice | None:
+        """What to try where a strategy ran out of memory all the same; ``None`` after the leanest."""
+        failed = counted(self._layers, self._shape, strategy).bytes
+        choice = self.within(failed * _LEANER)
+        return choice if choice.bytes < failed else None
+
+    def _of(self, storage: str) -> list[Choice]:
+        if storage not in self._counted:
+            found = [counted(self._layers, self._shape, s) for s in candidates(self._layers, self._shape, storage)]
+            room = self._rooms[storage]
+            self._counted[storage] = [c for c in found if room is None or c.cost.stored_bytes <= room]
+        return self._counted[storage]
+
+
+def choose(
+    layers: Sequence[Layer], shape: Sequence[int], budget: float, *, host: float | None = None, disk: float = 0.0
+) -> Choice:
+    """The fastest way within a budget, or else the leanest; see :class:`Ways`."""
+    return Ways(layers, shape, host=host, disk=disk).within(budget)

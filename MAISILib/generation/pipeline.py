@@ -14,7 +14,8 @@ import torch
 
 from MAISILib.anatomy.grids import back_to
 from MAISILib.anatomy.masks import label_bits, remove_tumors
-from MAISILib.codec.codec import Codec, IntensityScale
+from MAISILib.codec.codec import Codec, IntensityScale, Windows
+from MAISILib.codec.strategies import Strategy
 from MAISILib.diffusion.networks import Conditions
 from MAISILib.diffusion.sampler import Denoiser, Guidance, sample_latent
 from MAISILib.diffusion.schedules import schedule_of
@@ -22,7 +23,7 @@ from MAISILib.diffusion.solvers import make_solver
 from MAISILib.errors import OutOfMemory, means_out_of_memory
 from MAISILib.generation.conditioning import ConditioningMask, MaskSource, Prepared, prepare
 from MAISILib.generation.mask_generation import generate_masks
-from MAISILib.generation.plan import Plan, diffusion_precision, networks_of, plan
+from MAISILib.generation.plan import Plan, diffusion_precision, leaner_decode, learn, networks_of, plan
 from MAISILib.generation.previews import image_preview, latent_preview
 from MAISILib.generation.progress import CancelToken, OnProgress, Progress, interruptible, silent
 from MAISILib.generation.provenance import describe_run
@@ -127,6 +128,7 @@ class _Draft:
     attempts: int = 0
     latent: torch.Tensor | None = None
     image: Volume | None = None
+    decode: Strategy | Windows | None = None
     quality: QualityReport | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -144,6 +146,7 @@ class _Run:
     ) -> None:
         self._bundle, self._request, self._settings, self._plan = bundle, request, settings, planned
         self._masks, self._progress, self._cancel = masks, on_progress, cancel
+        self._decode_way = planned.decode
         path = bundle.quality_path() if request.quality_check and request.mask != "none" else None
         self._ranges = read_ranges(path) if path and bundle.manifest.intensity.kind == "ct" else []
 
@@ -267,7 +270,7 @@ class _Run:
         return Guidance(self._request.guidance_scale, self._settings.free_modality, free)
 
     def _decode(self, drafts: list[_Draft]) -> None:
-        intensity, how = self._bundle.manifest.intensity, self._plan.decode
+        intensity = self._bundle.manifest.intensity
         with self._network("autoencoder") as autoencoder:
             codec = Codec(
                 autoencoder,
@@ -277,15 +280,31 @@ class _Run:
             )
             for draft in drafts:
                 started = time.perf_counter()
-
-                def on_tile(done: int, total: int, index: int = draft.index) -> None:
-                    self._cancel.check()
-                    self._progress(Progress("decode", done, total, f"tile {done} of {total}", index))
-
-                assert draft.latent is not None
-                draft.image = self._image(draft, codec.decode(draft.latent, how, on_tile=on_tile))
+                draft.image = self._image(draft, self._decode_one(draft, codec))
                 draft.seconds["decode"] = draft.seconds.get("decode", 0.0) + time.perf_counter() - started
                 self._progress(Progress("decode", 1, 1, "decoded", draft.index, image_preview(draft.image)))
+
+    def _decode_one(self, draft: _Draft, codec: Codec) -> np.ndarray:
+        """The image of a latent, in smaller tiles where memory ran out although the plan fitted."""
+        assert draft.latent is not None
+
+        def on_tile(done: int, total: int) -> None:
+            self._cancel.check()
+            self._progress(Progress("decode", done, total, f"tile {done} of {total}", draft.index))
+
+        while True:
+            draft.decode = self._decode_way
+            try:
+                return codec.decode(draft.latent, self._decode_way, on_tile=on_tile)
+            except OutOfMemory:
+                leaner = leaner_decode(self._bundle, self._request, self._plan, self._decode_way)
+                if leaner is None:
+                    raise
+            # Not in the block above: as long as the error lives, so do the tensors of the try.
+            if self._plan.device.startswith("cuda"):
+                torch.cuda.empty_cache()
+            self._decode_way = leaner
+            self._progress(Progress("decode", 0, 1, f"memory ran out; once more {leaner}", draft.index))
 
     def _image(self, draft: _Draft, array: np.ndarray) -> Volume:
         """The decoded array as an image on the model grid; CT outside the mask is air."""
@@ -330,11 +349,14 @@ class _Run:
                 "mask_steps": settings.mask_sampling.steps if settings.mask_sampling else None,
                 "mask_solver": settings.mask_sampling.solver if settings.mask_sampling else None,
                 "guidance_scale": self._request.guidance_scale,
-                "decode": str(self._plan.decode),
+                "decode": str(draft.decode),
             },
             "seconds": {name: round(value, 2) for name, value in draft.seconds.items()},
             "quality": draft.quality.to_dict() if draft.quality else None,
         }
+        for name, seconds in draft.seconds.items():
+            if name != "decode" or draft.decode == self._plan.decode:
+                learn(self._bundle, self._plan, name, seconds if name == "mask" else seconds / draft.attempts)
         self._progress(Progress("done", 1, 1, "finished", draft.index))
         return Sample(draft.index, seed, image, mask, draft.quality, draft.attempts, provenance)
 

@@ -1,31 +1,26 @@
-"""What a request will cost on a device, known before anything is loaded.
+"""What a request will cost on a device, known before anything is loaded, and how it will run.
 
-Work is counted on networks without storage (PyTorch's "meta" device): floating-point operations exactly, memory from
-the largest tensors that live at the same time. Seconds come from a short probe of the device, made once per process.
+Work and memory are counted on networks without storage (:mod:`MAISILib.generation.costs`); seconds come from a short
+probe of the device and from earlier runs (:mod:`MAISILib.generation.speed`).
 """
 
 from __future__ import annotations
 
-import functools
-import shutil
-import tempfile
-import time
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
-from torch import nn
 
-from MAISILib.bundles.networks import build_network
-from MAISILib.codec.choosing import choose, counted
 from MAISILib.codec.codec import Windows
 from MAISILib.codec.layers import decoder_layers
 from MAISILib.codec.strategies import Strategy
-from MAISILib.diffusion.networks import Conditions, control_residuals, embed_mask, predict
-from MAISILib.diffusion.solver_names import Sampling
 from MAISILib.errors import OutOfMemory, RequestError
+from MAISILib.generation import costs
 from MAISILib.generation.settings import Settings, resolve
+from MAISILib.generation.speed import machine
 
 if TYPE_CHECKING:
     from MAISILib.bundles.bundle import Bundle
@@ -33,18 +28,39 @@ if TYPE_CHECKING:
 
 #: Python, PyTorch, MONAI and what they have loaded, in bytes (peak of a run of head-neck-mini less its tensors).
 PROCESS_BYTES = 520_000_000
-#: Part of the probe's rate that whole networks reach, fitted to head-neck-mini on two CPU cores (docs/performance.md).
-_EFFICIENCY = {"diffusion": 0.87, "decode": 0.5}
+#: Amounts of memory (GB) that a plan is told for, where they make a difference.
+_BUDGETS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 80, 128, 256)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage for one sample: operations, seconds, and bytes beyond the process itself."""
+    """One stage for one sample: operations, seconds, and bytes beyond the process itself.
+
+    ``probed_seconds`` is what the device's speed alone gives; ``seconds`` has learned from earlier runs.
+    """
 
     name: str
     flops: float
     seconds: float
     bytes: int
+    probed_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How the same request would run with so much memory.
+
+    Args:
+        bytes: The memory, process included.
+        decode: How latents would become images.
+        peak_bytes: Largest memory at any time, process included.
+        seconds: Of all samples.
+    """
+
+    bytes: int
+    decode: str
+    peak_bytes: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -53,7 +69,7 @@ class Plan:
 
     Args:
         device: ``cpu``, ``cuda`` or ``mps``.
-        precision: Arithmetic of the diffusion networks; the codec always runs in float32 on a CPU.
+        precision: Arithmetic of the diffusion networks; the codec always runs in float32.
         size: Voxels ``(X, Y, Z)``.
         spacing: mm.
         latent: Latent shape ``(C, x, y, z)``.
@@ -64,6 +80,8 @@ class Plan:
         available_bytes: Memory that the run may fill: what the device had when the plan was made, or less if so asked.
         decode: How latents become images.
         asked_bytes: The request's limit, where it has one.
+        budgets: The same for other amounts of memory, least first: each at which the run becomes another one.
+        advice: Where it does not fit: what would.
     """
 
     device: str
@@ -78,6 +96,8 @@ class Plan:
     available_bytes: int
     decode: Strategy | Windows = Strategy()  # noqa: RUF009 - frozen
     asked_bytes: int | None = None
+    budgets: tuple[Budget, ...] = ()
+    advice: str = ""
 
     @property
     def seconds(self) -> float:
@@ -96,17 +116,15 @@ class Plan:
     def check(self) -> None:
         """Raises OutOfMemory, with what would fit, before anything is allocated."""
         if not self.fits:
-            part = (self.available_bytes - PROCESS_BYTES) / max(1, self.peak_bytes - PROCESS_BYTES)
-            limit = "were asked for" if self.available_bytes == self.asked_bytes else "are free"
-            advice = f"A volume of about {part:.0%} as many voxels would fit: lower the size."
-            if self.decode == Strategy() and part >= 0.01:
-                advice = advice[:-1] + ", or decode 'exact' rather than 'whole', which then goes in tiles."
-            if part < 0.01:
-                advice = "Not even a small volume would fit: close other programs first."
+            limit = "were asked for" if self._is_asked else "are free"
             raise OutOfMemory(
-                f"This needs about {self.peak_bytes / 1e9:.1f} GB on {self.device}, "
-                f"and {self.available_bytes / 1e9:.1f} GB {limit}. {advice}"
+                f"This needs about {_gigabytes(self.peak_bytes)} on {self.device}, "
+                f"and {_gigabytes(self.available_bytes)} {limit}. {self.advice}".strip()
             )
+
+    @property
+    def _is_asked(self) -> bool:
+        return self.available_bytes == self.asked_bytes
 
     def __str__(self) -> str:
         head = (
@@ -118,10 +136,17 @@ class Plan:
             for s in self.stages
         ]
         total = (
-            f"  about {self.seconds:.0f} s and {self.peak_bytes / 1e9:.1f} GB in all; "
-            f"{self.available_bytes / 1e9:.1f} GB {'asked for' if self.asked_bytes else 'are free'}"
+            f"  about {self.seconds:.0f} s and {_gigabytes(self.peak_bytes)} in all; "
+            f"{_gigabytes(self.available_bytes)} {'asked for' if self._is_asked else 'are free'}"
         )
-        return "\n".join([head, *rows, f"  decode: {self.decode}", total])
+        lines = [head, *rows, f"  decode: {self.decode}", total]
+        if self.budgets:
+            lines += ["with memory     needs     time  decode"]
+            lines += [
+                f"  {_gigabytes(b.bytes):>9} {_gigabytes(b.peak_bytes):>9} {_minutes(b.seconds):>8}  {b.decode}"
+                for b in self.budgets
+            ]
+        return "\n".join(lines if self.fits else [*lines, f"Does not fit. {self.advice}"])
 
 
 def choose_device(device: str = "auto") -> str:
@@ -142,14 +167,17 @@ def choose_device(device: str = "auto") -> str:
 
 
 def diffusion_precision(device: str) -> torch.dtype | None:
-    """Autocast type of the diffusion networks: half precision where GPUs gain from it, ``None`` (float32) elsewhere."""
+    """Autocast type of the diffusion networks: half precision where GPUs gain from it, ``None`` (float32) elsewhere.
+
+    bfloat16 is taken where the device computes it itself; PyTorch can also imitate it, slowly.
+    """
     if not device.startswith("cuda"):
         return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def plan(bundle: Bundle, request: GenerateRequest, device: str = "auto", settings: Settings | None = None) -> Plan:
-    """Estimates a request. Nothing is loaded, no network gets memory.
+    """Estimates a request. Nothing is loaded, no network gets memory; a new computer is measured for about a second.
 
     Args:
         bundle: Whose networks.
@@ -162,32 +190,13 @@ def plan(bundle: Bundle, request: GenerateRequest, device: str = "auto", setting
     """
     settings = settings or resolve(bundle, request)
     device = choose_device(device)
-    latent = (bundle.latent_channels, *(n // bundle.compression for n in settings.size))
-    spacing = settings.spacing or bundle.manifest.recommended[0].spacing
-    rate, available = device_rate(device), available_bytes(device)
+    available = available_bytes(device)
     if request.memory is not None:
         available = min(available, request.memory)
-    decode, how = _decode_stage(bundle, request, latent, rate, device, available)
-    stages = (
-        *([_mask_stage(bundle, settings.mask_sampling, rate)] if settings.mask_sampling else []),
-        _diffusion_stage(bundle, request, settings, latent, spacing, rate),
-        decode,
-    )
-    precision = diffusion_precision(device)
-    return Plan(
-        device=device,
-        precision=str(precision or torch.float32).removeprefix("torch."),
-        size=settings.size,
-        spacing=spacing,
-        latent=latent,  # type: ignore[arg-type]
-        steps=settings.sampling.steps,
-        samples=request.count,
-        stages=stages,
-        peak_bytes=PROCESS_BYTES + max(stage.bytes for stage in stages),
-        available_bytes=available,
-        decode=how,
-        asked_bytes=request.memory,
-    )
+    planned, decoding = _planned(bundle, request, settings, device, available)
+    if not planned.fits:
+        return replace(planned, advice=_advice(bundle, request, settings, planned, decoding))
+    return replace(planned, budgets=tuple(_budgets(bundle, planned, decoding)))
 
 
 def available_bytes(device: str) -> int:
@@ -209,135 +218,142 @@ def networks_of(request: GenerateRequest) -> list[str]:
 
 def weight_bytes(bundle: Bundle, request: GenerateRequest) -> int:
     """Size in memory of all networks that a request needs, as if loaded at the same time."""
-    return sum(_weight_bytes(_unstored(bundle, network)) for network in networks_of(request))
+    return costs.weight_bytes([costs.unstored(bundle, network) for network in networks_of(request)])
 
 
-@functools.cache
-def device_rate(device: str) -> float:
-    """Floating-point operations per second in a 3×3×3 convolution of 32 channels, the networks' main work."""
-    layer = nn.Conv3d(32, 32, 3, padding=1).to(device)
-    edge = 40  # smaller volumes take another, slower path of the CPU library than real latents do
-    x = torch.zeros(1, 32, edge, edge, edge, device=device)
-    operations = 2 * 27 * 32 * 32 * edge**3
-    best = float("inf")
-    with torch.inference_mode():
-        for _ in range(4):
-            start = time.perf_counter()
-            float(layer(x)[0, 0, 0, 0, 0])
-            best = min(best, time.perf_counter() - start)
-    return operations / best
+def learn(bundle: Bundle, plan: Plan, name: str, seconds: float) -> None:
+    """Remembers how long a stage really took, for the plans that follow on this computer.
 
-
-def _mask_stage(bundle: Bundle, sampling: Sampling, rate: float) -> Stage:
-    from MAISILib.generation.mask_generation import latent_shape, mask_denoiser, most_likely_classes
-    from MAISILib.generation.mask_wish import generator_of
-
-    entry = generator_of(bundle)
-    x = torch.empty(1, *latent_shape(bundle), device="meta")
-    unet, autoencoder = _unstored(bundle, "mask_diffusion"), _unstored(bundle, "mask_autoencoder")
-    conditions = [0.0] * len(bundle.manifest.controllable)
-    with _WorkCounter(unet) as walk, torch.no_grad():
-        mask_denoiser(unet, conditions, entry.guidance_scale, "meta")(x, 0.0)
-    with _WorkCounter(autoencoder) as decode:
-        most_likely_classes(autoencoder, x)
-    walked = walk.flops * sampling.evaluations
-    seconds = walked / _EFFICIENCY["diffusion"] + decode.flops / _EFFICIENCY["decode"]
-    memory = max(_weight_bytes(unet) + walk.peak_bytes, _weight_bytes(autoencoder) + decode.peak_bytes)
-    return Stage("mask", walked + decode.flops, seconds / rate, memory)
-
-
-def _diffusion_stage(
-    bundle: Bundle, request: GenerateRequest, settings: Settings, latent: tuple[int, ...], spacing: Any, rate: float
-) -> Stage:
-    x, times = torch.empty(1, *latent, device="meta"), torch.empty(1, device="meta")
-    regions = (0, 0) if bundle.manifest.body_region_input else (None, None)
-    inputs = Conditions(settings.modality_code, spacing, *regions).tensors("meta")
-    unet = _unstored(bundle, "diffusion")
-    networks = [unet]
-    if request.mask != "none":
-        networks.append(_unstored(bundle, "controlnet"))
-    with _WorkCounter(*networks) as work, torch.no_grad():
-        residuals = None
-        if request.mask != "none":
-            embedding = embed_mask(networks[1], torch.empty(1, 8, *settings.size, device="meta"))
-            residuals = control_residuals(networks[1], x, times, embedding, inputs["class_labels"])
-        predict(unet, x, times, inputs, residuals)
-    sides = 1 if settings.free_modality is None else 2
-    flops = work.flops * settings.sampling.evaluations * sides
-    weights = sum(_weight_bytes(network) for network in networks)
-    return Stage("diffusion", flops, flops / rate / _EFFICIENCY["diffusion"], weights + work.peak_bytes)
-
-
-def _decode_stage(
-    bundle: Bundle, request: GenerateRequest, latent: tuple[int, ...], rate: float, device: str, available: int
-) -> tuple[Stage, Strategy | Windows]:
-    """The cost of decoding, and the way that is taken."""
-    autoencoder: Any = _unstored(bundle, "autoencoder")
-    shape, weights = latent[1:], _weight_bytes(autoencoder)
-    rate = rate * _EFFICIENCY["decode"]
-    windows = Windows(request.decode_window, request.decode_overlap)
-    if request.decode == "windows" and windows.count(shape) > 1:
-        with _WorkCounter(autoencoder) as work, torch.no_grad():
-            autoencoder.decode(torch.empty(1, latent[0], *windows.edges(shape), device="meta"))
-        flops = work.flops * windows.count(shape)
-        return Stage("decode", flops, flops / rate, weights + work.peak_bytes), windows
-    layers = decoder_layers(autoencoder)
-    if request.decode == "exact":
-        host = psutil.virtual_memory().available if device.startswith("cuda") else None
-        disk = shutil.disk_usage(tempfile.gettempdir()).free
-        chosen = choose(layers, shape, available - PROCESS_BYTES - weights, host=host, disk=disk)
-    else:
-        chosen = counted(layers, shape, Strategy())
-    return Stage("decode", chosen.cost.flops, chosen.work / rate, weights + chosen.bytes), chosen.strategy
-
-
-def _unstored(bundle: Bundle, network: str) -> nn.Module:
-    return build_network(bundle.entry(network).definition, f"{bundle.name}: {network}", device="meta")
-
-
-def _weight_bytes(network: nn.Module) -> int:
-    return sum(p.numel() * 4 for p in network.parameters())
-
-
-class _WorkCounter:
-    """Counts the operations of convolutions, linear layers and attention, and the tensors that live at the same time.
-
-    Those are the largest input and output of one layer, each twice (PyTorch's CPU convolutions hold a copy in their own
-    layout), and the largest feature map twice more for the skip connections that wait for it.
+    Args:
+        bundle: Of the run.
+        plan: Of the run.
+        name: Of the stage.
+        seconds: For one sample.
     """
+    stage = next(stage for stage in plan.stages if stage.name == name)
+    known, task = _machine_and_task(bundle, plan.device, name, plan.decode)
+    known.learn(task, stage.probed_seconds, seconds)
 
-    def __init__(self, *networks: nn.Module) -> None:
-        self.flops = 0.0
-        self._largest = self._waiting = 0
-        self._modules = [m for n in networks for m in n.modules()]
 
-    def __enter__(self) -> _WorkCounter:
-        self._handles = [module.register_forward_hook(self._seen) for module in self._modules]
-        return self
+def leaner_decode(bundle: Bundle, request: GenerateRequest, plan: Plan, failed: Strategy | Windows) -> Strategy | None:
+    """How to decode where memory ran out all the same; ``None`` where there is no other way, or none is allowed.
 
-    def __exit__(self, *exception: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+    Args:
+        bundle: Of the run.
+        request: Of the run.
+        plan: Of the run.
+        failed: The way that was taken.
+    """
+    if request.decode != "exact" or isinstance(failed, Windows):
+        return None
+    layers = decoder_layers(costs.unstored(bundle, "autoencoder"))
+    choice = costs.ways_to_decode(layers, plan.latent[1:], plan.device).after(failed)
+    return choice.strategy if choice else None
 
-    def _seen(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if not isinstance(output, torch.Tensor) or not inputs or not isinstance(inputs[0], torch.Tensor):
+
+def _planned(
+    bundle: Bundle, request: GenerateRequest, settings: Settings, device: str, available: int
+) -> tuple[Plan, costs.Decoding]:
+    """A plan without other budgets and without advice, and the ways to decode."""
+    latent = (bundle.latent_channels, *(n // bundle.compression for n in settings.size))
+    spacing = settings.spacing or bundle.manifest.recommended[0].spacing
+    precision = diffusion_precision(device) or torch.float32
+    decoding = costs.Decoding(bundle, request, latent, device)
+    decode, how = decoding.within(available - PROCESS_BYTES)
+    needed = {
+        **({"mask": costs.mask_cost(bundle, settings.mask_sampling)} if settings.mask_sampling else {}),
+        "diffusion": costs.diffusion_cost(bundle, request, settings, latent, spacing, precision),
+        "decode": decode,
+    }
+    planned = Plan(
+        device=device,
+        precision=str(precision).removeprefix("torch."),
+        size=settings.size,
+        spacing=spacing,
+        latent=latent,  # type: ignore[arg-type]
+        steps=settings.sampling.steps,
+        samples=request.count,
+        stages=tuple(_stage(bundle, device, name, cost, how) for name, cost in needed.items()),
+        peak_bytes=PROCESS_BYTES + max(cost.bytes for cost in needed.values()),
+        available_bytes=available,
+        decode=how,
+        asked_bytes=request.memory,
+    )
+    return planned, decoding
+
+
+def _machine_and_task(bundle: Bundle, device: str, name: str, how: Strategy | Windows) -> tuple[Any, str]:
+    precision = None if name == "decode" else diffusion_precision(device)
+    way = f" {how.name if isinstance(how, Strategy) else 'windows'}" if name == "decode" else ""
+    return machine(device, precision or torch.float32), f"{bundle.name}: {name}{way}"
+
+
+def _stage(bundle: Bundle, device: str, name: str, cost: costs.StageCost, how: Strategy | Windows) -> Stage:
+    known, task = _machine_and_task(bundle, device, name, how)
+    probed = known.speed.seconds(cost.work)
+    return Stage(name, cost.work.flops, probed * known.correction(task), cost.bytes, probed)
+
+
+def _with_decode(bundle: Bundle, planned: Plan, decoding: costs.Decoding, budget: int) -> Plan:
+    """The same plan for another amount of memory: only decoding can follow it."""
+    cost, how = decoding.within(budget - PROCESS_BYTES)
+    stages = (*planned.stages[:-1], _stage(bundle, planned.device, "decode", cost, how))
+    peak = PROCESS_BYTES + max(stage.bytes for stage in stages)
+    return replace(planned, stages=stages, peak_bytes=peak, decode=how, available_bytes=budget)
+
+
+def _budgets(bundle: Bundle, planned: Plan, decoding: costs.Decoding) -> Iterator[Budget]:
+    """Rows for those of `_BUDGETS` that the run fits into, where it becomes another one."""
+    before = None
+    for budget in (round(gigabytes * 1e9) for gigabytes in _BUDGETS):
+        other = _with_decode(bundle, planned, decoding, budget)
+        if other.fits and other.decode != before:
+            yield Budget(budget, str(other.decode), other.peak_bytes, other.seconds)
+            before = other.decode
+
+
+def _advice(
+    bundle: Bundle, request: GenerateRequest, settings: Settings, planned: Plan, decoding: costs.Decoding
+) -> str:
+    """What would fit: another way to decode, a smaller volume, or more memory."""
+    limit = planned.available_bytes
+    if decoding.is_fixed:
+        exact = request.model_copy(update={"decode": "exact"})
+        other, _ = _planned(bundle, exact, settings, planned.device, limit)
+        if other.fits:
+            return f"Decoding in tiles would fit ({other.decode}): ask for decode 'exact'."
+    for size in _smaller_sizes(bundle, settings.size, (limit - PROCESS_BYTES) / (planned.peak_bytes - PROCESS_BYTES)):
+        smaller, _ = _planned(bundle, request, replace(settings, size=size), planned.device, limit)
+        if smaller.fits:
+            return f"A volume of {_times(size)} voxels would fit: ask for that size, or for one like it."
+    smallest = bundle.manifest.limits.nearest_size((1, 1, 1), bundle.size_divisor)
+    least, _ = _planned(bundle, request, replace(settings, size=smallest), planned.device, 0)
+    needed = f"the smallest, {_times(smallest)} voxels, takes {_gigabytes(least.peak_bytes)}"
+    if planned.asked_bytes is not None and planned.available_bytes == planned.asked_bytes:
+        return f"That limit is too small for any volume: {needed}. Allow at least that much memory."
+    return f"Not even a small volume would fit: {needed}. Close other programs first."
+
+
+def _smaller_sizes(bundle: Bundle, size: tuple[int, int, int], part: float) -> Iterator[tuple[int, int, int]]:
+    """Legal sizes of about the same shape, with the part of the voxels that should fit, and with less."""
+    tried = {size}
+    for share in (1.0, 0.7, 0.4):
+        if part <= 0:
             return
-        if isinstance(module, (nn.Conv3d, nn.Linear)):
-            self.flops += 2.0 * output.numel() * module.weight[0].numel()
-        elif isinstance(module, nn.ConvTranspose3d):
-            self.flops += 2.0 * inputs[0].numel() * module.weight[0].numel()
-        elif hasattr(module, "use_flash_attention") and inputs[0].ndim == 3:
-            # Tokens (N, T, C): QKᵀ and its product with V.
-            self.flops += 4.0 * inputs[0].numel() * inputs[0].shape[1]
-        if next(module.children(), None) is None:
-            self._largest = max(self._largest, 4 * (inputs[0].numel() + output.numel()))
-        if isinstance(module, nn.Conv3d):
-            self._waiting = max(self._waiting, 4 * output.numel())
+        wanted = [max(1, int(n * (part * share) ** (1 / 3))) for n in size]
+        scaled = bundle.manifest.limits.nearest_size(wanted, bundle.size_divisor)
+        if scaled not in tried:
+            tried.add(scaled)
+            yield scaled
 
-    @property
-    def peak_bytes(self) -> int:
-        """Estimate of the activations that live at the same time."""
-        return 2 * self._largest + 2 * self._waiting
+
+def _gigabytes(amount: int) -> str:
+    """At least 0.1 GB in GB, less in MB."""
+    return f"{amount / 1e9:.1f} GB" if amount >= 5e7 else f"{math.ceil(amount / 1e6)} MB"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
 
 
 def _times(values: Any) -> str:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from MAISILib.codec import strategies
-from MAISILib.codec.choosing import choose, counted
+from MAISILib.codec.choosing import Ways, choose, counted
 from MAISILib.codec.layers import decoder_layers, encoder_layers
 from MAISILib.codec.strategies import Strategy, Walk
 
@@ -76,3 +76,13 @@ def test_operations_are_those_that_are_done(
 
 def test_weighing_all_ways_takes_no_time_that_a_user_would_notice(layers: Any) -> None:
     assert len(list(strategies.candidates(layers, SHAPE, "device"))) < 200
+
+
+def test_after_a_failure_come_leaner_ways_until_there_is_none(layers: Any) -> None:
+    ways, strategy, needs = Ways(layers, SHAPE), Strategy(), []
+    while (choice := ways.after(strategy)) is not None:
+        needs.append(choice.bytes)
+        strategy = choice.strategy
+    assert len(needs) > 1
+    assert needs == sorted(set(needs), reverse=True)
+    assert needs[-1] == ways.leanest.bytes

@@ -1,0 +1,232 @@
+"""How fast a device works: measured once by a short probe, kept in the user's cache, and made better by real runs.
+
+The probe times convolutions of three widths, GroupNorm with SiLU, and the cost of a call: a second on two CPU cores. A
+real run tells how right the estimate was. The best of the last runs counts, so that a busy hour is soon forgotten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from MAISILib.errors import OutputError
+from MAISILib.files.atomic import write_text
+from MAISILib.generation.workload import Work
+
+_FORMAT = 1
+#: Channels of the probe's convolutions, each with the edge of its volume: some ten milliseconds of work on a CPU core.
+_PROBED = {16: 40, 64: 20, 256: 10}
+_REPETITIONS = 4
+#: Channels and edge of the volume that is normalised: larger than a processor's cache, as real feature maps are.
+_MOVED = (64, 48)
+#: Real runs that are remembered for each task.
+_REMEMBERED = 5
+#: Shorter stages (seconds) teach nothing: there the start of a network weighs more than its work.
+_SHORTEST = 0.2
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a device does in a second.
+
+    Args:
+        products: Channels → operations per second in convolutions of that width.
+        moved: Bytes per second that normalisation and the like read and write.
+        call: Seconds that any operation takes, however small.
+        measured: Whether it was measured here.
+    """
+
+    products: dict[int, float]
+    moved: float
+    call: float
+    measured: bool = True
+
+    def seconds(self, work: Work) -> float:
+        """Time of some work."""
+        products = sum(flops / self.rate(width) for width, flops in work.products.items())
+        return products + work.moved / self.moved + work.calls * self.call
+
+    def rate(self, width: float) -> float:
+        """Operations per second in convolutions of ``width`` channels, read between the widths that were measured."""
+        known = sorted(self.products)
+        width = min(max(width, known[0]), known[-1])
+        above = next(w for w in known if w >= width)
+        below = max((w for w in known if w <= width), default=above)
+        part = 0.0 if above == below else math.log(width / below) / math.log(above / below)
+        return self.products[below] ** (1 - part) * self.products[above] ** part
+
+
+#: Where nothing can be measured: two cores of an AMD EPYC (Zen 4), a GPU of the middle class, an Apple M1.
+ASSUMED = {
+    "cpu": Speed({16: 8e10, 64: 1.4e11, 256: 1.4e11}, 8e9, 2e-5, measured=False),
+    "cuda": Speed({16: 1e12, 64: 5e12, 256: 1e13}, 2e11, 2e-5, measured=False),
+    "mps": Speed({16: 2e11, 64: 1e12, 256: 1.5e12}, 5e10, 3e-5, measured=False),
+}
+
+
+class Machine:
+    """What is known about the speed of one device at one precision.
+
+    Args:
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        precision: Of the arithmetic.
+        path: Where it is kept; nothing is kept where the file cannot be written.
+    """
+
+    def __init__(self, device: str, precision: torch.dtype, path: Path) -> None:
+        self._path, self._key, self._lock = path, _description(device, precision), threading.Lock()
+        self._ratios: dict[str, list[float]] = {}
+        try:
+            known = _read(path)[self._key]
+            kept = known["speed"]
+            self.speed = Speed(
+                {int(w): float(v) for w, v in kept["products"].items()}, float(kept["moved"]), float(kept["call"])
+            )
+            self._ratios = {task: [float(r) for r in ratios] for task, ratios in known["ratios"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError):  # never measured, or damaged
+            self.speed = probe(device, precision)
+            if self.speed.measured:
+                self._keep()
+
+    def correction(self, task: str) -> float:
+        """What the estimate of a task is multiplied by: the best of its last real runs, 1 where there are none.
+
+        Where other tasks alone have run, and took less than was estimated, the probe met a busy machine: then theirs.
+        """
+        with self._lock:
+            if self._ratios.get(task):
+                return min(self._ratios[task])
+            return min([1.0, *(min(ratios) for ratios in self._ratios.values() if ratios)])
+
+    def learn(self, task: str, estimated: float, measured: float) -> None:
+        """Remembers a real run.
+
+        Args:
+            task: What was done, for example ``head-neck-mini: diffusion``.
+            estimated: Seconds by `Speed.seconds`, without correction.
+            measured: Seconds that it took.
+        """
+        if measured < _SHORTEST or estimated <= 0:
+            return
+        with self._lock:
+            self._ratios[task] = [*self._ratios.get(task, []), measured / estimated][-_REMEMBERED:]
+            self._keep()
+
+    def _keep(self) -> None:
+        content = _read(self._path)
+        content[self._key] = {"speed": asdict(self.speed), "ratios": self._ratios}
+        with contextlib.suppress(OutputError):  # the next process measures again
+            write_text(self._path, json.dumps({"format": _FORMAT, "devices": content}, indent=1))
+
+
+def machine(device: str, precision: torch.dtype) -> Machine:
+    """What is known about a device; the first call on a computer measures for about a second."""
+    return _machine(device, precision)
+
+
+@functools.cache
+def _machine(device: str, precision: torch.dtype) -> Machine:
+    return Machine(device, precision, cache_file())
+
+
+def forget() -> None:
+    """Lets this process read, or measure, anew."""
+    _machine.cache_clear()
+
+
+def cache_file() -> Path:
+    """Where speeds are kept: in ``$MAISI_DATA`` if that is set, else in the user's cache of this operating system."""
+    override = os.environ.get("MAISI_DATA")
+    if override:
+        return Path(override).expanduser().resolve() / "speed.json"
+    from platformdirs import user_cache_dir
+
+    return Path(user_cache_dir("MAISI", appauthor=False)) / "speed.json"
+
+
+def probe(device: str, precision: torch.dtype) -> Speed:
+    """Measures a device; what is assumed of its kind where that fails, for example because its memory is full."""
+    try:
+        with torch.inference_mode():
+            return _measured(device, precision)
+    except (RuntimeError, MemoryError, OSError):
+        return ASSUMED[device.partition(":")[0]]
+
+
+def _measured(device: str, precision: torch.dtype) -> Speed:
+    best = functools.partial(_best_time, device)
+    products: dict[int, float] = {}
+    for width, edge in _PROBED.items():
+        x = torch.zeros(1, edge, edge, edge, width, device=device, dtype=precision).permute(0, 4, 1, 2, 3)
+        weight = torch.zeros(width, width, 3, 3, 3, device=device, dtype=precision)
+        products[width] = 2 * 27 * width**2 * edge**3 / best(functools.partial(_convolve, x, weight))
+    channels, edge = _MOVED
+    x = torch.zeros(1, channels, edge, edge, edge, device=device, dtype=precision)
+    moved = 4 * x.numel() * x.element_size()
+    small = torch.zeros(1, 4, 2, 2, 2, device=device, dtype=precision)
+    seconds = best(lambda: F.silu(F.group_norm(x, 16)))
+    calls = 200
+    call = best(lambda: [F.group_norm(small, 2) for _ in range(calls)]) / calls
+    return Speed(products, moved / seconds, call)
+
+
+def _convolve(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    if x.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        return torch.mkldnn_convolution(x, weight, None, (1, 1, 1), (1, 1, 1), (1, 1, 1), 1)
+    return F.conv3d(x, weight, padding=1)
+
+
+def _best_time(device: str, work: Callable[[], object]) -> float:
+    """Seconds of the fastest of some repetitions."""
+    clock = _clock(device)
+    times = []
+    for _ in range(_REPETITIONS):
+        started = clock()
+        work()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+        elif device == "mps":
+            torch.mps.synchronize()
+        times.append(clock() - started)
+    return max(min(times), 1e-9)
+
+
+def _clock(device: str) -> Callable[[], float]:
+    """Seconds; on a CPU those that this thread really had, so that other programs do not count.
+
+    The other threads of a convolution do the same share of it at the same time.
+    """
+    if device == "cpu" and time.get_clock_info("thread_time").resolution < 1e-4:
+        return time.thread_time
+    return time.perf_counter
+
+
+def _description(device: str, precision: torch.dtype) -> str:
+    """What a measurement holds for: a home folder may be shared by many computers."""
+    kind = device.partition(":")[0]
+    if kind == "cuda":
+        where = torch.cuda.get_device_name(device)
+    else:
+        where = f"{platform.machine()} {platform.processor()}, {torch.get_num_threads()} threads"
+    return f"{platform.node()}: {kind} {where}, torch {torch.__version__}, {str(precision).removeprefix('torch.')}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return dict(content["devices"]) if content["format"] == _FORMAT else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
