@@ -156,7 +156,7 @@ def check_case(name: str, image: Volume, mask: LabelMap | None, ranges: Sequence
     boundary, explained = boundary_contrast(values, labels), explained_variance(values, labels)
     better = max(explained_variance(values, flipped) for flipped in mirrored(labels))
     if fits_better(better, explained):
-        findings.append(Finding(True, _percent("the mask is mirrored left to right", better, explained)))
+        findings.insert(0, Finding(True, _percent("the mask is mirrored left to right", better, explained)))
     elif boundary < _LEAST_BOUNDARY:
         findings.append(
             Finding(True, f"the mask's borders are no edges of the image ({boundary:.2f} times as steep as the rest)")

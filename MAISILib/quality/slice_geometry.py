@@ -64,19 +64,7 @@ class SliceGeometry:
         """
         array, affine = to_canonical(image.array, image.affine)
         if self.spacing is not None:
-            grid = Grid(array.shape, affine)  # type: ignore[arg-type]
-            shape = tuple(
-                max(1, round(extent / wanted)) for extent, wanted in zip(grid.field_of_view, self.spacing, strict=True)
-            )
-            turned = affine[:3, :3] / np.asarray(grid.spacing) * np.asarray(self.spacing)
-            target = np.eye(4)
-            target[:3, :3] = turned
-            target[:3, 3] = grid.center - turned @ ((np.asarray(shape) - 1) / 2)
-            # Finer voxels begin outside the centres of the coarse ones: the image's edge goes on there.
-            around = np.eye(4)
-            around[:3, 3] = -1
-            image = Volume(np.pad(array, 1, mode="edge"), affine @ around)
-            array = resample_volume(image, Grid(shape, target), fill=_AIR_HU).array  # type: ignore[arg-type]
+            array = resample_to(Volume(array, affine), regrid(Grid(array.shape, affine), self.spacing)).array  # type: ignore[arg-type]
         array = np.asarray(array, np.float32)
         for axis, length in enumerate(array.shape):
             wanted = self.shape[axis] if self.shape is not None else length
@@ -95,6 +83,28 @@ class SliceGeometry:
         """
         first = int((1 - self.center_slices_ratio) / 2 * slices)
         return slice(first, max(first + 1, int((1 + self.center_slices_ratio) / 2 * slices)))
+
+
+def regrid(grid: Grid, spacing: tuple[float, float, float]) -> Grid:
+    """The grid of the same place and directions with another voxel size."""
+    shape = tuple(max(1, round(extent / wanted)) for extent, wanted in zip(grid.field_of_view, spacing, strict=True))
+    turned = grid.affine[:3, :3] / np.asarray(grid.spacing) * np.asarray(spacing)
+    affine = np.eye(4)
+    affine[:3, :3] = turned
+    affine[:3, 3] = grid.center - turned @ ((np.asarray(shape) - 1) / 2)
+    return Grid(shape, affine)  # type: ignore[arg-type]
+
+
+def resample_to(image: Volume, grid: Grid) -> Volume:
+    """A CT on a grid of :func:`regrid`, whose finer voxels begin outside the centres of the coarse ones."""
+    around = np.eye(4)
+    around[:3, 3] = -1  # the image's edge goes on there
+    return resample_volume(Volume(np.pad(image.array, 1, mode="edge"), image.affine @ around), grid, fill=_AIR_HU)
+
+
+def fill_up(array: np.ndarray, divisor: int, value: float = _AIR_HU) -> np.ndarray:
+    """``(X, Y, Z)`` with each axis filled up at its end to a multiple of ``divisor``."""
+    return np.pad(array, [(0, -n % divisor) for n in array.shape], constant_values=value)
 
 
 def _filled(array: np.ndarray, axis: int, length: int) -> np.ndarray:

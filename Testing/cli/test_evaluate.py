@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from Testing.cli.conftest import Maisi
-from Testing.quality.image_folders import patient_and_mask, write_case, write_patients
+from Testing.quality.image_folders import (
+    SHAPE,
+    SPACING,
+    patient,
+    patient_and_mask,
+    write_case,
+    write_ct,
+    write_patients,
+)
 
 
 @pytest.fixture
@@ -75,3 +84,36 @@ def test_quality_refuses_what_it_cannot_check(refused: Maisi, work: Path) -> Non
     (work / "empty").mkdir()
     assert "holds no images" in refused("evaluate", "quality", "empty").err
     assert "is for MR" in refused("evaluate", "quality", "empty", "--bundle", "nv-rflow-mr").err
+
+
+def test_novelty_finds_the_copy(maisi: Maisi, work: Path, tiny: Path) -> None:
+    write_patients(work / "known", range(5))
+    write_ct(work / "made" / "a_ct.nii.gz", patient(30))
+    write_ct(work / "made" / "b_ct.nii.gz", patient(3) + np.random.default_rng(0).normal(0, 20, SHAPE))
+    options = ("--bundle", tiny, "--size", 24, 20, 16, "--spacing", *SPACING)
+    outcome = maisi("evaluate", "novelty", "made", "known", *options, "--json")
+    assert outcome.code == 0, outcome.err
+    assert {case["name"]: case["verdict"] for case in outcome.json["cases"]} == {"a": "new", "b": "copy"}
+    assert outcome.json["cases"][0]["latent"][0]["name"] == "p3"
+    assert outcome.json["diversity"]["training"]["pairs"] == 10
+    text = maisi("evaluate", "novelty", "made", "known", *options, "--pairs", 0).out
+    assert "2 volumes against 5 training volumes: 1 copies" in text
+
+
+def test_novelty_refuses(refused: Maisi, work: Path, tiny: Path) -> None:
+    write_patients(work / "made", range(2))
+    common = ("evaluate", "novelty", "made", "made", "--bundle", tiny)
+    assert "4 at least" in refused(*common).err
+    assert "divisible" in refused(*common, "--size", 15, 16, 16).err
+    assert "nowhere does not exist" in refused("evaluate", "novelty", "made", "nowhere").err
+
+
+def test_codec_prints_a_table(maisi: Maisi, refused: Maisi, work: Path, tiny: Path) -> None:
+    write_case(work / "cases" / "p0", *patient_and_mask(0))
+    outcome = maisi("evaluate", "codec", "cases", "--bundle", tiny)
+    assert outcome.code == 0, outcome.err
+    assert "| PSNR body dB |" in outcome.out
+    assert "| MAE HU, label liver |" in outcome.out
+    found = maisi("evaluate", "codec", "cases", "--bundle", tiny, "--json").json
+    assert found["cases"][0]["mae_label_hu"]["1"] == found["mae_label_hu"]["liver"]["mean"]
+    assert "needs both files" in refused("evaluate", "codec", "cases", "--lpips-weights", "squeeze.pth").err
