@@ -30,7 +30,7 @@ class Insertion:
 
     Args:
         lesion: Its name.
-        host: The name of what it lies in.
+        host: The name of what most of it lies in.
         diameter_mm: Of a sphere of its volume.
         asked_mm: What was asked for; not the same where a voxel is large beside the lesion.
         voxels: How many it has.
@@ -63,10 +63,13 @@ class WithLesion(NamedTuple):
     insertion: Insertion
 
 
-def lesion_and_host(
+def lesion_and_hosts(
     table: LabelTable, lesion: str | int, host: str | int | None = None, shape: str = "lobulated"
-) -> tuple[int, int]:
-    """The labels of a lesion and of what it shall lie in, for what :func:`insert_lesion` was asked for.
+) -> tuple[int, list[int]]:
+    """The labels of a lesion and of what it may lie in, for what :func:`insert_lesion` was asked for.
+
+    Returns:
+        Where no host is given, the one of the table comes first, then the other tissues that may host the lesion.
 
     Raises:
         RequestError: The lesion, the host or the shape is unknown, or the label is no lesion.
@@ -75,12 +78,15 @@ def lesion_and_host(
     if label.host is None:
         lesions = ", ".join(table[value].name for value in table.hosts()) or "none"
         raise RequestError(f"{label.name!r} is no lesion: it has no host in {table.name!r}. Lesions there: {lesions}.")
-    home = label.host if host is None else table.find(host).value
-    if home == label.value:
-        raise RequestError(f"A {label.name} cannot lie in itself. Name another host.")
     if shape not in SHAPES:
         raise RequestError(f"{shape!r} is no shape of a lesion.{did_you_mean(shape, SHAPES)} Use {', '.join(SHAPES)}.")
-    return label.value, home
+    if host is None:
+        others = [value for value in tissues_around(label.value, table) if value not in (label.host, LabelTable.BODY)]
+        return label.value, [label.host, *others]
+    home = table.find(host).value
+    if home == label.value:
+        raise RequestError(f"A {label.name} cannot lie in itself. Name another host.")
+    return label.value, [home]
 
 
 def insert_lesion(
@@ -99,7 +105,8 @@ def insert_lesion(
         mask: In any orientation.
         lesion: Name or value of a label that has a host.
         diameter_mm: Of a sphere of the volume that the lesion shall have.
-        host: Name or value of what it shall lie in; the host in the label table by default.
+        host: Name or value of what it shall lie in; by default its host in the label table and the tissues of the same
+            region (all lobes of the lungs, for a lung tumor).
         shape: ``round``, ``ellipsoid``, ``lobulated`` (with bulges) or ``spiculated`` (with spikes).
         center_mm: RAS+ mm where it shall lie; a place that fits, by the seed, where it is not given.
         seed: Of shape and place.
@@ -108,45 +115,51 @@ def insert_lesion(
         RequestError: The lesion, the host or the shape is unknown, the label is no lesion, or the size makes no sense.
         MaskError: The host is not in the mask or not at the place, or the lesion is larger than it.
     """
-    value, home = lesion_and_host(mask.table, lesion, host, shape)
-    names = mask.table
+    value, homes = lesion_and_hosts(mask.table, lesion, host, shape)
+    name = mask.table[value].name
     if not 0 < diameter_mm < 1000:
         raise RequestError(f"The diameter of a lesion is more than 0 mm and less than 1000, not {diameter_mm:g}.")
-    free = mask.array == home
+    counts = mask.counts
+    present = [home for home in homes if counts[home]]
+    if not present:
+        raise MaskError(_hosts_are_absent(mask, value, homes))
+    within = " and ".join(mask.table[home].name for home in present)
     voxel_mm3 = float(np.prod(mask.spacing))
     count = max(1, round(math.pi / 6 * diameter_mm**3 / voxel_mm3))
-    available = int(np.count_nonzero(free))
-    if not available:
-        raise MaskError(_host_is_absent(mask, value, home))
+    available = int(counts[present].sum())
     if count > available:
         raise MaskError(
-            f"A {names[value].name} of {diameter_mm:g} mm is larger than {names[home].name}, whose volume is that of a "
-            f"sphere of {_diameter(available * voxel_mm3):.1f} mm in this mask. Ask for a smaller one."
+            f"A {name} of {diameter_mm:g} mm is larger than {within}, whose volume is that of a sphere of "
+            f"{_diameter(available * voxel_mm3):.1f} mm in this mask. Ask for a smaller one."
         )
+    free = np.isin(mask.array, present)
     rng = np.random.default_rng(seed)
     level = _LevelField(shape, rng, diameter_mm, np.asarray(mask.spacing), count)
-    center = _given_place(mask, center_mm, home) if center_mm is not None else _place(free, level, rng)
+    center = _given_place(mask, center_mm, present) if center_mm is not None else _place(free, level, rng)
     inside = level.part_inside(free, center)
     if inside < _LEAST_INSIDE:
         where = "at this place" if center_mm is not None else "at its widest place"
         raise MaskError(
-            f"A {names[value].name} of {diameter_mm:g} mm is larger than {names[home].name} {where}: {inside:.0%} "
-            "of it would lie inside. Ask for a smaller one, or for another host."
+            f"A {name} of {diameter_mm:g} mm is larger than {within} {where}: {inside:.0%} of it would lie inside. Ask "
+            "for a smaller one, or for another host."
         )
     places = level.grown(free, center)
     if len(places) < count:
         raise MaskError(
-            f"{names[home].name} has no room for a {names[value].name} of {diameter_mm:g} mm in one piece there. Ask "
-            "for a smaller one, or for another host."
+            f"{within} has no room for a {name} of {diameter_mm:g} mm in one piece there. Ask for a smaller one, or "
+            "for another host."
         )
+    taken = np.bincount(mask.array[tuple(places.T)], minlength=256)
+    swallowed = [mask.table[home].name for home in present if taken[home] == counts[home]]
+    if swallowed:
+        raise MaskError(f"Nothing would be left of {' and '.join(swallowed)}. Ask for a smaller {name}.")
     array = mask.array.copy()
     array[tuple(places.T)] = value
-    if home not in array:
-        raise MaskError(f"Nothing would be left of {names[home].name}. Ask for a smaller {names[value].name}.")
+    home = int(taken.argmax())
     r, a, s = (mask.affine @ np.append(places.mean(axis=0), 1.0))[:3]
     insertion = Insertion(
-        names[value].name,
-        names[home].name,
+        name,
+        mask.table[home].name,
         round(_diameter(count * voxel_mm3), 2),
         float(diameter_mm),
         count,
@@ -155,29 +168,31 @@ def insert_lesion(
         seed,
     )
     notes = [f"Inserted: {insertion}."]
-    usual = tissues_around(value, names)
+    usual = tissues_around(value, mask.table)
     if home not in usual and LabelTable.BODY not in usual:
-        known = ", ".join(names[label].name for label in usual)
-        notes.append(f"A {names[value].name} usually lies in {known}; a model may not know it elsewhere.")
+        known = ", ".join(mask.table[label].name for label in usual)
+        notes.append(f"A {name} usually lies in {known}; a model may not know it elsewhere.")
     return WithLesion(mask.with_array(array, notes=(*mask.notes, *notes)), insertion)
 
 
-def _host_is_absent(mask: LabelMap, lesion: int, home: int) -> str:
+def _hosts_are_absent(mask: LabelMap, lesion: int, homes: Sequence[int]) -> str:
     table, present = mask.table, set(mask.labels)
     others = [table[v].name for v in tissues_around(lesion, table) if v in present]
     advice = f"It may also lie in {', '.join(others)}: name one as the host." if others else "Name another host."
-    return f"The mask has no {table[home].name}, in which the {table[lesion].name} was to lie. {advice}"
+    absent = " or ".join(table[home].name for home in homes)
+    return f"The mask has no {absent}, in which the {table[lesion].name} was to lie. {advice}"
 
 
-def _given_place(mask: LabelMap, center_mm: Sequence[float], home: int) -> np.ndarray:
+def _given_place(mask: LabelMap, center_mm: Sequence[float], homes: Sequence[int]) -> np.ndarray:
     center = np.rint(np.linalg.solve(mask.affine, [*center_mm, 1.0])[:3]).astype(int)
     place = f"R {center_mm[0]:g}, A {center_mm[1]:g}, S {center_mm[2]:g} mm"
+    wanted = " or ".join(mask.table[home].name for home in homes)
     if (center < 0).any() or (center >= mask.array.shape).any():
-        raise MaskError(f"{place} lies outside of the mask. Give a place within {mask.table[home].name}.")
+        raise MaskError(f"{place} lies outside of the mask. Give a place within {wanted}.")
     there = int(mask.array[tuple(center)])
-    if there != home:
+    if there not in homes:
         name = mask.table.describe(there) if there else "background"
-        raise MaskError(f"At {place} there is {name}, not {mask.table[home].name}. Give a place within it.")
+        raise MaskError(f"At {place} there is {name}, not {wanted}. Give a place within it.")
     return center
 
 

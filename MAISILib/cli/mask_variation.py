@@ -57,7 +57,7 @@ def insert_command(
     out: Out,
     tumour: Annotated[str, typer.Option("--tumour", "--tumor", help="The lesion: a label of the bundle with a host.")],
     diameter: Annotated[str, typer.Option("--diameter", help="Of a sphere of its volume, for example 12mm or 1.2cm.")],
-    host: Annotated[str | None, typer.Option("--host", help="What it lies in; default: its host in the table.")] = None,
+    host: Annotated[str | None, typer.Option("--host", help="What it lies in; default: what may host it.")] = None,
     shape: Annotated[str, typer.Option("--shape", help="round, ellipsoid, lobulated or spiculated.")] = "lobulated",
     at: Annotated[
         tuple[float, float, float] | None, typer.Option("--at", help="Where: R A S in mm. Default is by the seed.")

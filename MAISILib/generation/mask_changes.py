@@ -10,7 +10,7 @@ import numpy as np
 
 from MAISILib.anatomy.grids import Box
 from MAISILib.anatomy.labels import LabelTable
-from MAISILib.anatomy.lesion_insertion import WithLesion, insert_lesion, lesion_and_host
+from MAISILib.anatomy.lesion_insertion import WithLesion, insert_lesion, lesion_and_hosts
 from MAISILib.anatomy.variation import vary_mask
 from MAISILib.volumes import Grid, LabelMap
 
@@ -31,18 +31,18 @@ class MaskChanges:
 
     def __init__(self, request: GenerateRequest, table: LabelTable) -> None:
         self._vary, self._wish = request.vary, request.insert_lesion
-        self._lesion = self._host = 0
+        self._lesion, self._hosts = 0, [0]
         if self._wish is not None:
             wish = self._wish
-            self._lesion, self._host = lesion_and_host(table, wish.lesion, wish.host, wish.shape)
+            self._lesion, self._hosts = lesion_and_hosts(table, wish.lesion, wish.host, wish.shape)
 
     def __bool__(self) -> bool:
         return self._vary is not None or self._wish is not None
 
     @property
     def needs(self) -> tuple[int, ...]:
-        """Labels that a mask must have before; a body is made where it is missing."""
-        return (self._host,) if self._host not in (0, LabelTable.BODY) else ()
+        """Labels that a mask of the library must have before; a body is made where it is missing."""
+        return (self._hosts[0],) if self._hosts[0] not in (0, LabelTable.BODY) else ()
 
     @property
     def adds(self) -> tuple[int, ...]:
@@ -80,7 +80,7 @@ class MaskChanges:
             self._with_lesion(mask, self._wish, seed=0)
 
     def _with_lesion(self, mask: LabelMap, wish: LesionWish, seed: int) -> WithLesion:
-        return insert_lesion(mask, self._lesion, wish.diameter, host=self._host, shape=wish.shape, seed=seed)
+        return insert_lesion(mask, self._lesion, wish.diameter, host=wish.host, shape=wish.shape, seed=seed)
 
 
 def box_of(grid: Grid, inside: Grid) -> Box:

@@ -69,6 +69,19 @@ def test_host_and_place_can_be_chosen() -> None:
     assert "usually lies in left lung upper lobe, left lung lower lobe" in unusual.notes[-1]
 
 
+def test_a_lesion_may_lie_in_any_tissue_of_its_region_unless_one_is_named() -> None:
+    mask = patient()
+    halves = mask.array.copy()
+    halves[:24][halves[:24] == LUNG] = 31
+    mask = mask.with_array(halves)
+    hosts = {insert_lesion(mask, "lung tumor", 8, seed=seed).insertion.host for seed in range(8)}
+    assert hosts == {"left lung upper lobe", "right lung middle lobe"}
+    mask = mask.with_array(np.where(halves == LUNG, LIVER, halves).astype(np.uint8))
+    assert insert_lesion(mask, "lung tumor", 8).insertion.host == "right lung middle lobe"
+    with pytest.raises(MaskError, match=r"no left lung upper lobe.*may also lie in right lung middle lobe"):
+        insert_lesion(mask, "lung tumor", 8, host="left lung upper lobe")
+
+
 def test_several_lesions_do_not_overlap() -> None:
     mask = patient()
     for seed in range(3):
