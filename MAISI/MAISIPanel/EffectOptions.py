@@ -278,11 +278,16 @@ class EffectOptions:
             duration,
         )
         try:
-            training = self._logic.fineTune([pair], **wish.toDict())
+            training = self._logic.fineTune([pair], onCase=self._tellCase, **wish.toDict())
         except MaisiError as error:
             self._onFailed(str(error), "")
             return
         self._watch(training)
+
+    def _tellCase(self, _number: int, _count: int) -> None:
+        """Writing a large case blocks the window for some seconds; this tells why."""
+        self._report(_("Writing the volume and its segmentation for the training…"))
+        slicer.app.processEvents(qt.QEventLoop.ExcludeUserInputEvents)
 
     def _watch(self, training: Any) -> None:
         self._training, self._progress = training, TrainingProgress()

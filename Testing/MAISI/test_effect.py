@@ -27,13 +27,16 @@ class ScriptedLogic:
         self.parameterNode = SimpleNamespace(get=lambda: SimpleNamespace(bundle="tiny", seed=42, device="cpu"))
         self.generations: list[Any] = []
         self.started: list[dict[str, Any]] = []
+        self.whileWriting: Callable[[], object] = lambda: None
 
     def generateAsync(self, **fields: Any) -> Any:
         job = SimpleNamespace(isRunning=True, fields=fields, cancel=lambda: fields["onCancelled"]())
         self.generations.append(job)
         return job
 
-    def fineTune(self, pairs: Any, **wish: Any) -> Any:
+    def fineTune(self, pairs: Any, onCase: Callable[[int, int], Any], **wish: Any) -> Any:
+        onCase(1, 1)
+        self.whileWriting()
         self.started.append({"pairs": pairs, **wish})
         return self.trainingJobs.add(wish["name"], events=events())
 
@@ -152,7 +155,10 @@ def test_the_painted_segment_becomes_a_new_label_in_its_host(
     assert options.segmentLabel.text == "Segment_1"
     options.hostComboBox.setCurrentIndex(options.hostComboBox.findData("liver"))
     options.durationComboBox.setCurrentIndex(options.durationComboBox.findData("normal"))
+    said: list[str] = []
+    logic.whileWriting = lambda: said.append(options.stateLabel.text)
     options.fineTuneButton.click()
+    assert "Writing the volume" in said[0]
     wish = logic.started[0]
     assert (wish["newLabels"], wish["focus"]) == (["Segment_1:liver"], ["Segment_1"])
     assert (wish["bundle"], wish["name"], wish["duration"]) == ("tiny", "tiny-Segment_1", "normal")
