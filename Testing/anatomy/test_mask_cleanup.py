@@ -135,6 +135,22 @@ def test_removed_voxels_become_what_is_nearest_in_millimeters(
             assert result[tuple(voxel)] in nearest
 
 
+@given(
+    arrays(
+        np.uint8,
+        st.tuples(*[st.integers(1, 8)] * 3),
+        elements=st.sampled_from([0, LIVER, LUNG_TUMOR, HEPATIC_TUMOR, LUNG, AIRWAY, BODY]),
+    )
+)
+@settings(deadline=None, max_examples=60)
+def test_no_label_is_made_and_no_lesion_of_the_patient_made_smaller(array: np.ndarray) -> None:
+    kept = cleaned(array, lesions_in_hosts=False).array
+    assert set(np.unique(kept)) <= set(np.unique(array)) | {0}
+    for lesion in (LUNG_TUMOR, HEPATIC_TUMOR):
+        assert (kept[(array == lesion) & (kept != 0)] == lesion).all()
+    assert set(np.unique(cleaned(array).array)) <= set(np.unique(array)) | {0}
+
+
 @pytest.mark.parametrize("edge", [96])
 def test_clean_up_is_fast(edge: int) -> None:
     """The published scripts take 15 s and more for 96³ voxels."""
