@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from queue import SimpleQueue
 from typing import BinaryIO, NoReturn
 
-from MAISILib import __version__
+from MAISILib import __version__, errors
 from MAISILib.errors import Cancelled, MaisiError, OutOfMemory, RequestError, did_you_mean, means_out_of_memory
 from MAISILib.jobs.commands import HEAVY, Command, fields_of, make_commands
 from MAISILib.jobs.protocol import (
@@ -116,7 +116,7 @@ class Worker:
         except Cancelled:
             job.end("cancelled")
         except MaisiError as error:
-            job.end("failed", error=str(error), kind=type(error).__name__)
+            job.end("failed", error=str(error), kind=_kind(error))
         except ImportError as error:
             job.end("failed", error=_missing_package(error), kind="MissingPackage")
         except BaseException as error:  # whatever it is, the next command may work
@@ -160,6 +160,11 @@ def serve() -> NoReturn:
     sys.stderr.flush()
     # The interpreter would take its time to end with PyTorch loaded, and another thread may be in the middle of it.
     os._exit(0)
+
+
+def _kind(error: MaisiError) -> str:
+    """Name of the error's class, or of the nearest one above it that programs can know."""
+    return next(each.__name__ for each in type(error).__mro__ if getattr(errors, each.__name__, None) is each)
 
 
 def _missing_package(error: ImportError) -> str:

@@ -49,9 +49,14 @@ def run_until_cancelled(job: Job) -> dict[str, Any]:
         time.sleep(0.005)
 
 
+class _Inner(MaskError):
+    """An error of one file only."""
+
+
 def fail(job: Job, how: str) -> dict[str, Any]:
     raise {
         "mask": MaskError("The mask is empty. Label something."),
+        "inner": _Inner("The mask is odd."),
         "bug": ZeroDivisionError("division by zero"),
         "memory": MemoryError(),
         "torch memory": RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"),
@@ -128,6 +133,7 @@ def test_long_commands_wait_for_one_another_and_can_be_cancelled_meanwhile(line:
     ("how", "kind", "said"),
     [
         ("mask", "MaskError", "The mask is empty"),
+        ("inner", "MaskError", "The mask is odd"),
         ("bug", "ZeroDivisionError", "The engine failed at 'fail': division by zero"),
         ("memory", "OutOfMemory", "Ask for a smaller size"),
         ("torch memory", "OutOfMemory", "Ask for a smaller size"),
