@@ -31,7 +31,7 @@ from MAISILib.training.denoising import (
     validation_batches,
     weighted_mean,
 )
-from MAISILib.training.initial_weights import bundle_of, start_from
+from MAISILib.training.initial_weights import bundle_of, start_unet_from
 from MAISILib.training.latents import LatentDataset, latent_facts, latent_scale_factor
 from MAISILib.training.pass_through import start_with_pass_through
 from MAISILib.training.recipes import DiffusionRecipe
@@ -70,7 +70,7 @@ class DiffusionTask(DatasetTask[LatentDataset]):
             )
         if recipe.controlnet is not None:
             self.networks["controlnet"] = build_network(recipe.controlnet).train()
-        start_from(self.networks, recipe.init_from)
+        start_unet_from(self.networks, "diffusion", recipe.init_from, self.schedule)
         if recipe.checkpoint_activations:
             for network in self.networks.values():
                 checkpoint_activations(network)

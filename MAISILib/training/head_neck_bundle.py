@@ -44,7 +44,9 @@ ORGANS = {
 }
 #: The trainings of UNet and ControlNet by rectified flow, each going on from the one before it.
 FLOW = ("diffusion", "diffusion-refine", "diffusion-finish")
-_MASK_NETWORKS = {"mask_autoencoder": "mask-autoencoder", "mask_diffusion": "mask-diffusion"}
+#: The trainings of the mask UNet.
+MASKS = ("mask-diffusion", "mask-diffusion-finish")
+_MASK_NETWORKS = {"mask_autoencoder": "mask-autoencoder", "mask_diffusion": MASKS[-1]}
 
 Patients = list[tuple[str, Volume, LabelMap]]
 
@@ -160,12 +162,17 @@ def _make(runs: HeadNeckRuns, bundle: Path, diffusion: str, patients: Patients) 
             name: write_trained(folder, runs.trained(run, name)).model_dump() for name, run in trained.items()
         }
         fields["made_by"]["metrics"] = {
-            f"{name}_steps": sum(runs.steps(part) for part in (FLOW if run == FLOW[-1] else (run,)))
+            f"{name}_steps": sum(runs.steps(part) for part in _parts(run))
             for name, run in trained.items()
             if name != "controlnet"  # trained together with the UNet
         }
         write_bundle(folder, fields)
     return bundle
+
+
+def _parts(run: str) -> tuple[str, ...]:
+    """The trainings whose last is ``run``."""
+    return next((chain for chain in (FLOW, MASKS) if run == chain[-1]), (run,))
 
 
 def _ddpm(runs: HeadNeckRuns, fields: dict[str, Any]) -> dict[str, Any]:
@@ -178,7 +185,7 @@ def _ddpm(runs: HeadNeckRuns, fields: dict[str, Any]) -> dict[str, Any]:
 
 def _mask_generator(runs: HeadNeckRuns, folder: Path) -> dict[str, Any]:
     """Fields of the mask generator; writes the table of organ sizes that it was trained with."""
-    recipe = read_recipe(runs.recipe_path("mask-diffusion"), MaskDiffusionRecipe)
+    recipe = read_recipe(runs.recipe_path(MASKS[-1]), MaskDiffusionRecipe)
     masks = MaskDataset(read_datalist(runs.pairs).training, recipe.data, on_skip=lambda reason: None)
     write_text(folder / "sizes.json", masks.size_table(recipe.controllable).to_json())
     entry = {
@@ -186,7 +193,7 @@ def _mask_generator(runs: HeadNeckRuns, folder: Path) -> dict[str, Any]:
         "spacing": recipe.data.spacing,
         "classes": recipe.data.classes,
         "schedule": recipe.schedule,
-        "scale_factor": runs.scale_factor("mask-diffusion", "mask_diffusion"),
+        "scale_factor": runs.scale_factor(MASKS[-1], "mask_diffusion"),
         "sizes": "sizes.json",
     }
     return {"controllable": recipe.controllable, "mask_generator": {**entry, **runs.recipe("mask-generator")}}

@@ -20,7 +20,7 @@ from MAISILib.jobs.folder import Event
 from MAISILib.resources import resource
 from MAISILib.training.datalist import LATENTS_NAME, read_datalist
 from MAISILib.training.encoding import GridRule
-from MAISILib.training.head_neck_bundle import FLOW, NAME, HeadNeckRuns, label_table, make_bundles
+from MAISILib.training.head_neck_bundle import FLOW, MASKS, NAME, HeadNeckRuns, label_table, make_bundles
 from MAISILib.training.head_neck_data import prepare_patients
 from MAISILib.training.run_encoding import encode_with_run
 from MAISILib.training.start import start_training
@@ -56,7 +56,10 @@ def train(data: Path, out: Path, stages: Sequence[str] = STAGES, recipes: Path |
     if "mask-autoencoder" in stages:
         _train("mask-autoencoder", "mask-autoencoder", runs.pairs, runs)
     if "mask-diffusion" in stages:
-        _train("mask-diffusion", "mask-diffusion", runs.pairs, runs, autoencoder=str(out / "mask-autoencoder"))
+        autoencoder = str(out / "mask-autoencoder")
+        _train("mask-diffusion", MASKS[0], runs.pairs, runs, autoencoder=autoencoder)
+        for before, stage in itertools.pairwise(MASKS):
+            _train("mask-diffusion", stage, runs.pairs, runs, autoencoder=autoencoder, init_from=str(out / before))
     if "bundle" in stages:
         make_bundles(runs, _say)
 

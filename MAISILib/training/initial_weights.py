@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from MAISILib.bundles.bundle import Bundle, open_bundle
 from MAISILib.bundles.weights import read_state_dict
+from MAISILib.diffusion.schedules import Schedule, schedule_of
 from MAISILib.errors import TrainingError
-
-if TYPE_CHECKING:
-    import torch
+from MAISILib.training.denoising import make_schedule
+from MAISILib.training.trained_networks import trained_network
 
 
 def start_from(networks: Mapping[str, nn.Module], where: str | None) -> None:
@@ -44,6 +44,29 @@ def start_from(networks: Mapping[str, nn.Module], where: str | None) -> None:
             ) from None
 
 
+def start_unet_from(networks: Mapping[str, nn.Module], name: str, where: str | None, schedule: Schedule) -> None:
+    """:func:`start_from` for networks among which is a diffusion UNet.
+
+    Velocity (image minus noise) and noise point in opposite directions. A UNet that learned one of them starts to learn
+    the other with the sign of its last layer turned; otherwise it unlearns everything first, and may not come back.
+
+    Args:
+        networks: As for :func:`start_from`.
+        name: The UNet among them.
+        where: As for :func:`start_from`.
+        schedule: What it shall learn by.
+
+    Raises:
+        TrainingError: As :func:`start_from`.
+        BundleError: As :func:`start_from`.
+    """
+    start_from(networks, where)
+    if where is not None and type(_learned_by(where, name)) is not type(schedule):
+        with torch.no_grad():
+            for weight in networks[name].get_submodule("out.2").parameters():
+                weight.neg_()
+
+
 def bundle_of(where: str | None) -> Bundle | None:
     """The bundle that ``init_from`` names; ``None`` where it names nothing, or the folder of a run.
 
@@ -64,3 +87,13 @@ def _of_run(run: Path, networks: Mapping[str, nn.Module]) -> dict[str, dict[str,
 
 def _of_bundle(bundle: Bundle, networks: Mapping[str, nn.Module]) -> dict[str, dict[str, torch.Tensor]]:
     return {name: bundle.load(name).state_dict() for name in networks if name in bundle.manifest.networks}
+
+
+def _learned_by(where: str, name: str) -> Schedule:
+    """The schedule that a UNet was trained by."""
+    bundle = bundle_of(where)
+    if bundle is None:
+        return make_schedule(trained_network(Path(where), name).recipe["schedule"])
+    generator = bundle.manifest.mask_generator
+    entry = generator.schedule if name == "mask_diffusion" and generator is not None else bundle.manifest.schedule
+    return schedule_of(entry)

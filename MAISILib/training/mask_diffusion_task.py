@@ -18,7 +18,7 @@ from MAISILib.bundles.weights import sha256_of
 from MAISILib.diffusion.schedules import FlowSchedule
 from MAISILib.training.datalist import Datalist
 from MAISILib.training.denoising import make_schedule, prediction_target, validation_batches
-from MAISILib.training.initial_weights import start_from
+from MAISILib.training.initial_weights import start_unet_from
 from MAISILib.training.mask_autoencoder_task import NETWORK as AUTOENCODER
 from MAISILib.training.mask_autoencoder_task import open_mask_autoencoder
 from MAISILib.training.mask_dataset import MaskDataset, MaskLatents
@@ -64,7 +64,7 @@ class MaskDiffusionTask(DatasetTask[MaskLatents]):
         if recipe.pass_through_start:
             start_with_pass_through(network, -1.0 if isinstance(self.schedule, FlowSchedule) else 1.0)
         self.networks: dict[str, nn.Module] = {NETWORK: network}
-        start_from(self.networks, recipe.init_from)
+        start_unet_from(self.networks, NETWORK, recipe.init_from, self.schedule)
         self.phases: dict[str, tuple[str, ...]] = {"main": (NETWORK,)}
 
     def load_item(self, index: int, rng: random.Random) -> Tensors:
@@ -95,7 +95,12 @@ class MaskDiffusionTask(DatasetTask[MaskLatents]):
         """Mean error of the prediction, per sample."""
         error = self._error(self.networks[NETWORK], batch)
         per_voxel = error.abs() if self._recipe.loss == "l1" else error**2
-        return {"loss": per_voxel.flatten(1).mean(1)}
+        return {"loss": per_voxel.flatten(1).mean(1) * self._weight(batch["time"])}
+
+    def _weight(self, times: torch.Tensor) -> torch.Tensor | float:
+        if isinstance(self.schedule, FlowSchedule):
+            return 1.0  # velocity is what it predicts
+        return (1 / self.schedule.signal().to(times.device)[times]).clamp(max=self._recipe.velocity_weight)
 
     def _error(self, network: Any, batch: Tensors) -> torch.Tensor:
         noisy = self.schedule.noisy(batch["clean"], batch["noise"], batch["time"])

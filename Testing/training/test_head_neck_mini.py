@@ -16,7 +16,7 @@ from MAISILib.bundles.bundle import Bundle
 from MAISILib.errors import TrainingError
 from MAISILib.resources import resource
 from MAISILib.training.datalist import read_datalist
-from MAISILib.training.head_neck_bundle import FLOW
+from MAISILib.training.head_neck_bundle import FLOW, MASKS
 from MAISILib.training.head_neck_mini import STAGES, train
 from Testing.tiny_bundle import tiny_definitions
 from Testing.tiny_mask_generator import tiny_mask_definitions
@@ -65,14 +65,17 @@ def write_recipes(folder: Path) -> Path:
             "data": settings,
             "steps": 1,
         },
-        "mask-diffusion": {
-            "network": "mask-diffusion",
-            "definition": masks["mask_diffusion"],
-            "data": settings,
-            "controllable": CONTROLLABLE,
-            "schedule": {"kind": "ddpm", "steps": 3},
-            "steps": 1,
-        },
+        **dict.fromkeys(
+            MASKS,
+            {
+                "network": "mask-diffusion",
+                "definition": masks["mask_diffusion"],
+                "data": settings,
+                "controllable": CONTROLLABLE,
+                "schedule": {"kind": "ddpm", "steps": 3},
+                "steps": 1,
+            },
+        ),
         "mask-generator": {"one_piece": [134, 135]},
         "bundle": {
             **json.loads(resource("recipes", "head-neck-mini", "bundle.json").read_text(encoding="utf-8")),

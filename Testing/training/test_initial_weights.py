@@ -12,8 +12,9 @@ import torch
 from MAISILib.bundles.bundle import Bundle
 from MAISILib.bundles.networks import build_network
 from MAISILib.bundles.weights import read_state_dict
+from MAISILib.diffusion.schedules import DdpmSchedule, FlowSchedule, Schedule
 from MAISILib.errors import TrainingError
-from MAISILib.training.initial_weights import start_from
+from MAISILib.training.initial_weights import start_from, start_unet_from
 from MAISILib.training.start import start_training
 from Testing.tiny_bundle import make_tiny_bundle, tiny_definitions
 
@@ -38,6 +39,19 @@ def test_without_a_bundle_nothing_changes() -> None:
     before = network.weight.clone()
     start_from({"diffusion": network}, None)
     assert torch.equal(network.weight, before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("schedule", "sign"), [(FlowSchedule(), 1.0), (DdpmSchedule(), -1.0)])
+def test_a_unet_that_predicted_velocity_starts_to_predict_noise_by_its_opposite(
+    bundle: Bundle, schedule: Schedule, sign: float
+) -> None:
+    network = build_network(tiny_definitions()["diffusion"])
+    start_unet_from({"diffusion": network}, "diffusion", str(bundle.folder), schedule)
+    spacing = torch.ones(1, 3)
+    inputs = {"x": torch.randn(1, 4, 8, 8, 8), "timesteps": torch.tensor([300.0]), "spacing_tensor": spacing}
+    inputs["class_labels"] = torch.tensor([1])
+    torch.testing.assert_close(network(**inputs), sign * bundle.load("diffusion")(**inputs), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -303,6 +303,19 @@ def test_a_network_that_says_nothing_has_the_error_of_the_noise(diffusion: Calla
     assert figures[0]["loss"] == pytest.approx((2 / np.pi) ** 0.5, rel=0.05)
 
 
+def test_errors_weigh_as_those_of_the_velocity_up_to_the_recipes_limit(
+    diffusion: Callable[..., MaskDiffusionTask],
+) -> None:
+    plain, weighted = diffusion(), diffusion(velocity_weight=20)
+    batch = stacked(plain, {0: 1, 1: 2, 2: 3})
+    batch["time"] = torch.tensor([0, 300, 999])
+    with torch.no_grad():
+        ratio = weighted.losses("main", batch)["loss"] / plain.losses("main", batch)["loss"]
+    betas = np.linspace(0.0015**0.5, 0.0195**0.5, 1000) ** 2
+    signal = np.cumprod(1 - betas)
+    assert ratio.tolist() == pytest.approx([1 / signal[0], 1 / signal[300], 20.0], rel=1e-3)
+
+
 def test_handing_the_noise_through_is_a_better_start(diffusion: Callable[..., MaskDiffusionTask]) -> None:
     plain, passing = diffusion(), diffusion(pass_through_start=True)
     with torch.no_grad():
