@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from MAISILib.errors import Cancelled, FailedTrainingError, OutOfMemory, TrainingError, means_out_of_memory
+from MAISILib.files.atomic import output_error
 from MAISILib.generation.progress import CancelToken
 from MAISILib.jobs.folder import Event, JobFolder, OnEvent, runs_elsewhere
 from MAISILib.training.checkpoint import Checkpoint, MovingAverage, read_checkpoint
@@ -191,6 +193,8 @@ class Trainer:
                     f"Another process of {self._folder} is gone, after step {self.step}. Its own output says why. The "
                     "same command with --resume goes on from the last checkpoint."
                 ) from error
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # TensorBoard's own
+                raise output_error(self._folder, error) from error
             raise
 
     def _train_step(self, batches: list[Batch]) -> dict[str, float]:
