@@ -51,21 +51,23 @@ class Moments:
         return factor.float().to(device), offset.float().to(device)
 
 
-def normalised(tile: torch.Tensor, affine: tuple[torch.Tensor, torch.Tensor], silu: bool) -> torch.Tensor:
-    """A new tile: GroupNorm as factor and offset, then SiLU."""
-    result = torch.addcmul(affine[1], tile, affine[0])
-    return F.silu(result, inplace=True) if silu else result
-
-
-def convolved(layer: Layer, tile: torch.Tensor, have: Box, want: Box, source: tuple[int, ...]) -> torch.Tensor:
-    """The convolution of a layer: output voxels ``want`` from the voxels ``have`` of its (normalised) source.
+def convolved(
+    layer: Layer,
+    tile: torch.Tensor,
+    have: Box,
+    want: Box,
+    source: tuple[int, ...],
+    affine: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """A layer without its residual: output voxels ``want`` from the voxels ``have`` of its source.
 
     Args:
         layer: Of a kind other than ``global``.
-        tile: The source's voxels ``have``, at least those that `Layer.needs` names.
+        tile: The source's voxels ``have``, at least those that `Layer.needs` names. It is not changed.
         have: Where the tile lies in the source.
         want: Where the result lies in the output.
         source: Size of the whole source ``(x, y, z)``.
+        affine: GroupNorm of the source as factor and offset, where the layer has one.
     """
     module = layer.module
     if layer.kind == "transposed":
@@ -80,7 +82,9 @@ def convolved(layer: Layer, tile: torch.Tensor, have: Box, want: Box, source: tu
     missing = [_missing(layer, w, n) for w, n in zip(want, source, strict=True)]
     even = [before if before == after else 0 for before, after in missing]
     rest = [(before - e, after - e) for (before, after), e in zip(missing, even, strict=True)]
-    if any(before or after for before, after in rest):
+    if affine is not None:
+        tile = _normalised(tile, affine, layer.silu, rest)
+    elif any(before or after for before, after in rest):
         tile = F.pad(tile, (0, 0, *rest[2], *rest[1], *rest[0]))
     return _channels_last(_convolve(_channels_first(tile), module, even))
 
@@ -91,6 +95,26 @@ def add_residual(layer: Layer, tile: torch.Tensor, residual: torch.Tensor) -> to
         return tile.add_(residual)
     weight = layer.shortcut.weight.flatten(1)
     return tile.add_(F.linear(residual, weight, layer.shortcut.bias))
+
+
+def _normalised(
+    tile: torch.Tensor, affine: tuple[torch.Tensor, torch.Tensor], silu: bool, zeros: list[tuple[int, int]]
+) -> torch.Tensor:
+    """A new tile: GroupNorm as factor and offset, then SiLU, then zeros before and after along each axis.
+
+    They are in one tensor from the start: padding it afterwards would hold two at the same time.
+    """
+    shape = [before + n + after for n, (before, after) in zip(tile.shape, zeros, strict=False)]
+    result = tile.new_empty((*shape, tile.shape[3]))
+    inside = result
+    for axis, (before, after) in enumerate(zeros):
+        inside.narrow(axis, 0, before).zero_()
+        inside.narrow(axis, inside.shape[axis] - after, after).zero_()
+        inside = inside.narrow(axis, before, tile.shape[axis])
+    torch.addcmul(affine[1], tile, affine[0], out=inside)
+    if silu:
+        F.silu(inside, inplace=True)
+    return result
 
 
 def _missing(layer: Layer, want: tuple[int, int], source: int) -> tuple[int, int]:

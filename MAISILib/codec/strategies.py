@@ -250,12 +250,9 @@ class Walk:
         read, made = largest[layer.source] * layer.in_channels, largest[index + 1] * layer.out_channels
         if layer.kind == "global":
             return _FLOAT * read * _ATTENTION_COPIES
-        copies = made
-        if layer.norm is not None or layer.kind == "transposed":
-            copies += read
-        if layer.kind == "up":
-            copies += 8 * read + 4 * read  # the last doubling's result and its operand
-        return _FLOAT * copies
+        if layer.kind == "up":  # the doubled source, with that of its last doubling, then with the result
+            return _FLOAT * (8 * read + max(4 * read, made))
+        return _FLOAT * (made + read)  # normalised, or with zeros around it
 
     def _extents(self, segment: Segment, value: int) -> tuple[dict[int, int], dict[int, int]]:
         """Voxels of each value in all tiles together, and in the largest."""

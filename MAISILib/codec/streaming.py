@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from MAISILib.codec.activations import Activation
-from MAISILib.codec.convolutions import Moments, add_residual, convolved, normalised
+from MAISILib.codec.convolutions import Moments, add_residual, convolved
 from MAISILib.codec.layers import Box, Layer
 from MAISILib.codec.strategies import Segment, Strategy, Walk
 
@@ -71,6 +71,7 @@ class _Stream:
                 place = Activation(tile)  # the only one
             else:
                 place.write(box, tile)
+            del tile  # before the next one is there
             self._tick()
         assert place is not None
         self._kept[output] = place
@@ -107,9 +108,9 @@ class _Stream:
         part = self._part(layer.source, have, tiles, needs)
         if layer.kind == "global":
             return layer.module(part.permute(3, 0, 1, 2)[None])[0].permute(1, 2, 3, 0)
-        if layer.norm is not None:
-            part = normalised(part, self._moments[layer.source].affine(layer.norm, self._device), layer.silu)
-        result = convolved(layer, part, have, want, source)
+        affine = None if layer.norm is None else self._moments[layer.source].affine(layer.norm, self._device)
+        result = convolved(layer, part, have, want, source, affine)
+        del part  # where it came from elsewhere, it is a copy
         if layer.residual is not None:
             result = add_residual(layer, result, self._part(layer.residual, want, tiles, needs))
         return result
