@@ -86,7 +86,12 @@ class FineTuneSection:
         self._mapping.edits.clear()  # they name labels of the other model
         self._fillHosts()
         if name:
-            self._logic.client.send("describe", {"bundle": name}, onResult=self._onDescribed, onFailed=self._onFailed)
+            self._logic.client.send(
+                "describe",
+                {"bundle": name},
+                onResult=lambda data: self._onDescribed(data, name),
+                onFailed=self._onFailed,
+            )
         self._askSoon()
 
     def refresh(self) -> None:
@@ -165,8 +170,8 @@ class FineTuneSection:
 
     # Labels
 
-    def _onDescribed(self, data: dict[str, Any]) -> None:
-        if data["name"] != self._bundle:
+    def _onDescribed(self, data: dict[str, Any], bundle: str) -> None:
+        if bundle != self._bundle:
             return
         self._labels = sorted((label["name"] for label in data["labels"]), key=str.casefold)
         self._fillHosts()

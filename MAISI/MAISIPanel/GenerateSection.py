@@ -100,7 +100,10 @@ class GenerateSection:
         self._say()
         if name:
             self._logic.client.send(
-                "describe", {"bundle": name}, onResult=self._onDescribed, onFailed=self._onUndescribed
+                "describe",
+                {"bundle": name},
+                onResult=lambda data: self._onDescribed(data, name),
+                onFailed=self._onUndescribed,
             )
 
     def restore(self) -> None:
@@ -207,8 +210,8 @@ class GenerateSection:
 
     # ------------------------------------------------------------------ what the bundle can do
 
-    def _onDescribed(self, description: dict[str, Any]) -> None:
-        if description.get("name", self._bundle) != self._bundle:
+    def _onDescribed(self, description: dict[str, Any], bundle: str) -> None:
+        if bundle != self._bundle:
             return  # the answer to an earlier choice
         isFirst = self._described != self._bundle
         if not isFirst and self._restored is None:

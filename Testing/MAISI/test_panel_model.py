@@ -17,6 +17,15 @@ def test_choosing_a_bundle_shows_what_it_can_do(user: PanelUser) -> None:
     assert "NVIDIA Open Model License" in user.reads("bundleLabel")
 
 
+def test_a_folder_may_be_called_otherwise_than_its_manifest_says(user: PanelUser) -> None:
+    """As after a copy by hand."""
+    user.client.answers["describe"] = {**WHOLE_BODY, "name": "the original"}
+    user.choose("bundleComboBox", "whole-body")
+    assert user.offered("modalityComboBox") == ["ct", "ct_contrast"]
+    assert user.find("generateButton").enabled
+    assert user.offered("hostComboBox")
+
+
 def test_asking_the_engine_again_keeps_what_was_set(user: PanelUser) -> None:
     user.find("stepsSpinBox").value = 12
     user.type("sizeXSpinBox", "96")
