@@ -71,6 +71,17 @@ def test_samples_are_written_and_announced_as_they_come(do: Do, answers: Answers
     assert base64.b64decode(pictures[0]).startswith(b"\x89PNG")
 
 
+def test_a_sample_tells_what_became_of_the_wishes_for_its_mask(
+    do: Do, answers: Answers, tiny: Path, tmp_path: Path
+) -> None:
+    lesion = {"lesion": "lung tumor", "diameter": 12.0, "host": None}
+    request = {**REQUEST, "vary": 0, "insert_lesion": lesion}
+    do("generate", bundle=str(tiny), request=request, out=str(tmp_path / "out"))
+    (event,) = answers.of("sample")
+    assert event["mask"][0].startswith("another patient, variation ")
+    assert event["mask"][1].endswith(" in left lung upper lobe (asked for: 12 mm)")
+
+
 def test_a_replay_gives_the_same_voxels(do: Do, tiny: Path, tmp_path: Path) -> None:
     made = do("generate", bundle=str(tiny), request={**REQUEST, "count": 2}, out=str(tmp_path / "a"))["samples"][1]
     again = do("generate", replay=str(Path(made["folder"], "provenance.json")), out=str(tmp_path / "b"))["samples"]
