@@ -69,6 +69,13 @@ def turned(mask: LabelMap, order: tuple[int, int, int], flips: tuple[int, int, i
     return mask.with_array(np.ascontiguousarray(array), affine=affine)
 
 
+def sheared(mask: LabelMap, part: float) -> LabelMap:
+    """The mask with its third axis leaning towards the first by so much of its length, as rounded headers have it."""
+    lean = np.eye(4)
+    lean[0, 2] = part * mask.spacing[2] / mask.spacing[0]
+    return mask.with_array(mask.array, affine=mask.affine @ lean)
+
+
 def tilted(mask: LabelMap, degrees: float) -> LabelMap:
     """The mask rotated about the left–right axis, as an oblique scan."""
     turn, angle = np.eye(4), np.radians(degrees)

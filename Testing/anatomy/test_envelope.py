@@ -6,26 +6,45 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from MAISILib.anatomy.envelope import add_body, body_from_labels, has_body
 from MAISILib.anatomy.labels import Label, LabelTable
 from MAISILib.errors import MaskError
 from MAISILib.volumes import Grid, LabelMap, Volume
-from Testing.anatomy.phantoms import label_map, tilted, torso, turned
+from Testing.anatomy.phantoms import label_map, sheared, tilted, torso, turned
 
 
-@given(seed=st.integers(0, 10_000), count=st.integers(1, 8), margin=st.sampled_from([0.0, 3.0, 10.0]))
-@settings(max_examples=30, deadline=None)
-def test_envelope_contains_every_label_and_overwrites_none(seed: int, count: int, margin: float):
+@given(
+    seed=st.integers(0, 10_000),
+    count=st.integers(1, 8),
+    margin=st.sampled_from([0.0, 3.0, 10.0]),
+    order=st.permutations([0, 1, 2]),
+    flips=st.tuples(*[st.integers(0, 1)] * 3),
+    angle=st.floats(-40, 40),
+    spacing=st.tuples(*[st.floats(0.5, 8.0)] * 3),
+    shear=st.floats(-0.0009, 0.0009),
+    with_ct=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_envelope_contains_every_label_and_overwrites_none(
+    seed, count, margin, order, flips, angle, spacing, shear, with_ct
+):
     rng = np.random.default_rng(seed)
     array = np.zeros((12, 10, 9), np.uint8)
     for _ in range(count):
         array[tuple(rng.integers(0, n) for n in array.shape)] = rng.integers(1, 120)
-    mask = label_map(array, np.diag([3.0, 4.0, 5.0, 1.0]))
+    mask = sheared(tilted(turned(label_map(array, np.diag([*spacing, 1.0])), tuple(order), flips), angle), shear)
+    array = mask.array
     assert body_from_labels(mask, margin)[array > 0].all()
-    added = add_body(mask, margin_mm=margin)
+    hounsfield = rng.choice([-1000.0, 40.0], (11, 8, 7))
+    hounsfield[3:8, 2:6, 2:5] = 40
+    ct = Volume(hounsfield, np.diag([2.0, 5.0, 4.0, 1.0])) if with_ct else None
+    try:
+        added = add_body(mask, ct, margin_mm=margin)
+    except MaskError:
+        reject()  # the CT lies elsewhere
     assert (added.array[array > 0] == array[array > 0]).all()
     assert set(np.unique(added.array[array == 0])) <= {0, 200}
 

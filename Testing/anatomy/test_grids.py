@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from MAISILib.anatomy.grids import Box, back_to, content_box, model_grid
-from MAISILib.errors import MaskError, RequestError
+from MAISILib.errors import FileFormatError, MaskError, RequestError
 from MAISILib.resampling import resample_labels
 from MAISILib.volumes import Grid, LabelMap, Volume
-from Testing.anatomy.phantoms import label_map, tilted, torso, turned
+from Testing.anatomy.phantoms import label_map, sheared, tilted, torso, turned
 
 ORDERS = list(permutations(range(3)))
 FLIPS = list(product((0, 1), repeat=3))
@@ -123,3 +123,8 @@ def test_nonsense_is_refused():
         model_grid(mask.grid, content_box(mask), (1, 0, 1), divisor=8)
     with pytest.raises(MaskError, match="empty"):
         content_box(label_map(np.zeros((2, 2, 2))))
+
+
+def test_mask_whose_axes_lean_is_refused_with_the_angle():
+    with pytest.raises(FileFormatError, match=r"sheared \(axes meet at 8[0-9]\.[0-9]°"):
+        sheared(torso(), 0.1)

@@ -15,7 +15,7 @@ from MAISILib.anatomy.labels import LabelTable, default_table
 from MAISILib.anatomy.mask_conversion import Conversion, convert
 from MAISILib.errors import MaskError
 from MAISILib.files.segmentations import Segment, Segmentation
-from Testing.anatomy.phantoms import label_map, many_organs, tilted, turned
+from Testing.anatomy.phantoms import label_map, many_organs, sheared, tilted, turned
 
 HEAD_NECK = LabelTable.read(
     Path(__file__).parents[2] / "Resources/bundles/head-neck-mini/labels.csv", base=default_table()
@@ -48,15 +48,16 @@ def became(conversion: Conversion) -> dict[str, str]:
     flips=st.tuples(*[st.integers(0, 1)] * 3),
     angle=st.sampled_from([0.0, 17.0]),
     spacing=st.tuples(*[st.floats(0.3, 6.0)] * 3),
+    shear=st.floats(-0.0009, 0.0009),
 )
 @settings(max_examples=40, deadline=None)
-def test_convert_and_back_is_the_identity(name, seed, order, flips, angle, spacing):
+def test_convert_and_back_is_the_identity(name, seed, order, flips, angle, spacing, shear):
     rng = np.random.default_rng(seed)
     numbers = [n for n, s in label_set(name).by_number.items() if s.label_in(default_table())]
     numbers = {label_set(name).by_number[n].label: n for n in numbers}.values()  # one of those that merge
     array = rng.choice([0, *numbers], (6, 5, 4)).astype(np.uint8)
     array[0, 0, 0] = next(iter(numbers))
-    source = tilted(turned(label_map(array, np.diag([*spacing, 1.0])), tuple(order), flips), angle)
+    source = sheared(tilted(turned(label_map(array, np.diag([*spacing, 1.0])), tuple(order), flips), angle), shear)
     mask, conversion = convert(numbered(source.array, source.affine), default_table(), "random", name)
     back = np.zeros(256, np.uint8)
     for structure in conversion.structures:
