@@ -37,8 +37,11 @@ class Photographer:
         self.wait(lambda: self.find("anatomyTree").topLevelItemCount and not self.logic.client.isBusy, 300)
 
     def close(self) -> None:
+        from MAISILib.jobs import detached
         from Testing.slicer_standin import unloadModule
 
+        for training in self.logic.trainingJobs.running():
+            detached.end(training.job)
         self.logic.shutdown()
         unloadModule("MAISI")
         end = time.monotonic() + 2
@@ -126,8 +129,8 @@ class Photographer:
         self.take("fine-tune")
         self.find("startButton").click()
         self.wait(
-            lambda: not self.find("pictureLabel").pixmap.isNull() and "loss" in self.find("stateLabel").text, 1800
-        )
+            lambda: not self.find("pictureLabel").pixmap.isNull() and "loss" in self.find("stateLabel").text, 3600
+        )  # after 25 of the 40 steps
         self.take("training", part="jobsGroup")
         self.find("stopButton").click()
         self.wait(lambda: not self.logic.trainingJobs.running(), 60)
@@ -184,9 +187,9 @@ def main() -> None:
         photographer = Photographer(folder)
         try:
             photographer.generate(arguments.steps)
-            photographer.fine_tune()
             photographer.others()
             photographer.effect()
+            photographer.fine_tune()
         finally:
             photographer.close()
     # Qt and VTK take down each other's objects in an order of chance when the interpreter ends.
