@@ -39,11 +39,9 @@ class Sampling:
     def evaluations(self) -> int:
         """How often the networks are evaluated for one sample (each time twice where guidance is on).
 
-        Heun evaluates both ends of each step; Adams–Bashforth of third order starts with a step of Heun.
+        Heun evaluates both ends of each step, every other solver one.
         """
-        if self.solver == "heun":
-            return 2 * self.steps
-        return self.steps + (self.solver == "ab3")
+        return self.steps * (2 if self.solver == "heun" else 1)
 
 
 def choose_sampling(

@@ -117,7 +117,7 @@ def test_region_input_is_asked_for_where_no_mask_tells_it(ddpm: Bundle) -> None:
     [
         ("rflow", None, Sampling("euler", 6)),
         ("rflow", "heun", Sampling("heun", 3)),
-        ("rflow", "ab3", Sampling("ab3", 5)),
+        ("rflow", "ab3", Sampling("ab3", 6)),
         ("ddpm", None, Sampling("dpm++", 6)),
         ("ddpm", "ddim", Sampling("ddim", 6)),
     ],
