@@ -86,6 +86,7 @@ def evaluate_fid(
     limit: int | None = None,
     resampled: bool = False,
     folder: Path | None = None,
+    real_folder: Path | None = None,
     anew: bool = False,
     replicates: int | None = None,
     skip_bad: bool = False,
@@ -103,6 +104,7 @@ def evaluate_fid(
         resampled: Whether features are taken after resampling to one voxel size; else all images must have one.
         folder: Where features are kept, in ``real`` and ``generated``; a temporary folder where not given. With several
             processes on several machines it must be one that all of them see.
+        real_folder: Where features of the real set are kept, if elsewhere: several sets may share them.
         anew: Compute features again that lie there.
         replicates: Of the bootstrap; 0 draws none. ``None`` is 200 with up to 512 features and 0 with more.
         skip_bad: Leave out what cannot be read.
@@ -141,7 +143,8 @@ def evaluate_fid(
                 names = store.names()[:limit]
             else:
                 assert features is not None
-                store = FeatureStore(place / side, features.name, anew=anew)
+                kept = real_folder if side == "real" and real_folder is not None else place / side
+                store = FeatureStore(kept, features.name, anew=anew)
                 names, bad = _stored(store, source, features, companions, skip_bad, side, on_done)
                 left_out += bad
             _check_several(len(names), side)

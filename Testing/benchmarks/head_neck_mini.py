@@ -10,6 +10,7 @@ fid     2.5D FID against the real patients, with features of the first bundle's 
 ddpm    With ``--ddpm BUNDLE``: FID and time of the last bundle and of its DDPM variant, from one run.
 sizes   The mask generator asked for small and for large organs, against the difference between real patients.
 
+``--export FOLDER`` writes each patient's CT and mask, for ``maisi evaluate``, and measures nothing.
 ``--reuse FOLDER`` keeps every generated image, so that a run that was interrupted goes on. Without ``--data`` the
 masks are those of the bundle's library, of patients that it was trained on, and there is no CT to compare with.
 """
@@ -37,7 +38,7 @@ from MAISILib.anatomy.library import MaskLibrary
 from MAISILib.anatomy.organ_sizes import measure_sizes
 from MAISILib.codec.codec import Codec, IntensityScale
 from MAISILib.files.atomic import atomic_path, write_text
-from MAISILib.files.nifti import write_labels
+from MAISILib.files.nifti import write_labels, write_volume
 from MAISILib.quality.agreement import ThresholdStructure, largest_hu_outside, median_hu, threshold_dice
 from MAISILib.quality.fid import SliceStatistics
 from MAISILib.quality.fidelity import compare
@@ -267,6 +268,16 @@ class Benchmark:
         return statistics
 
 
+def export(patients: Iterable[Patient], folder: Path) -> None:
+    """Writes ``image.nii.gz`` (HU) and ``mask.nii.gz`` into a folder for each patient."""
+    for patient in patients:
+        assert patient.ct is not None
+        image = maisi.Volume(patient.ct.round().astype(np.int16), patient.mask.affine)
+        write_volume(image, folder / patient.name / "image.nii.gz", patient.name, synthetic=False)
+        write_labels(patient.mask, folder / patient.name / "mask.nii.gz", patient.name, synthetic=False)
+        print(folder / patient.name, flush=True)
+
+
 def agreement(image: np.ndarray, patient: Patient) -> dict[str, float]:
     """Dice of the structures that HU find again."""
     return {name: threshold_dice(image, patient.mask.array, s) for name, s in STRUCTURES.items()}
@@ -338,6 +349,7 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS, action="append", help="may be given several times")
     parser.add_argument("--reuse", type=Path, help="folder of generated images")
     parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--export", type=Path, help="write CTs and masks of --data as files here instead")
     given = parser.parse_args()
     needs_ct = {"codec", "fid", "ddpm"}
     parts = given.only or ([p for p in PARTS if p != "ddpm" or given.ddpm] if given.data else ["images"])
@@ -345,6 +357,10 @@ def main() -> None:
         parser.error("the part ddpm needs --ddpm BUNDLE")
     if given.data is None and needs_ct & set(parts):
         parser.error(f"{', '.join(sorted(needs_ct & set(parts)))}: real CTs are needed; give --data")
+    if given.export:
+        if given.data is None:
+            parser.error("--export: real CTs are needed; give --data")
+        return export(read_patients(maisi.open_bundle(given.bundle[0]), given.data, given.cases), given.export)
     print("patients not trained on" if given.data else "masks of training patients (give --data for others)")
     with tempfile.TemporaryDirectory() as folder:
         try:

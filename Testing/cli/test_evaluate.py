@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from MAISILib.anatomy.labels import LabelTable, default_table
+from MAISILib.files.nifti import write_labels, write_volume
+from MAISILib.volumes import Grid, Volume
 from Testing.cli.conftest import Maisi
 from Testing.quality.image_folders import (
     SHAPE,
@@ -17,6 +21,7 @@ from Testing.quality.image_folders import (
     write_ct,
     write_patients,
 )
+from Testing.tiny_bundle import make_tiny_bundle, tiny_patient
 
 
 @pytest.fixture
@@ -117,3 +122,36 @@ def test_codec_prints_a_table(maisi: Maisi, refused: Maisi, work: Path, tiny: Pa
     found = maisi("evaluate", "codec", "cases", "--bundle", tiny, "--json").json
     assert found["cases"][0]["mae_label_hu"]["1"] == found["mae_label_hu"]["liver"]["mean"]
     assert "needs both files" in refused("evaluate", "codec", "cases", "--lpips-weights", "squeeze.pth").err
+
+
+def test_tables_are_made_once_and_written_as_a_page(
+    maisi: Maisi, refused: Maisi, work: Path, tiny: Path, tmp_path: Path
+) -> None:
+    schedule = {"kind": "ddpm", "steps": 2, "train_timesteps": 3, "base_latent_voxels": 8**3}
+    ddpm = make_tiny_bundle(tmp_path / "variant", kind="ddpm", name="variant", schedule=schedule)
+    grid = Grid.axis_aligned((16, 16, 16), (4.0, 4.0, 4.0))
+    for number in range(2):
+        mask = tiny_patient(LabelTable.read(tiny / "labels.csv", base=default_table()), shift=number)
+        values = np.where(mask.array > 0, 40 + 10 * number, -1000) + np.random.default_rng(number).normal(
+            0, 9, grid.shape
+        )
+        write_volume(Volume(values.astype(np.int16), grid.affine), work / "real" / f"p{number}" / "image.nii.gz")
+        write_labels(mask, work / "real" / f"p{number}" / "mask.nii.gz")
+    options = ("--bundle", tiny, "--ddpm", ddpm, "--solver", "euler", "--steps", 1, "--steps", 2)
+    outcome = maisi("evaluate", "tables", "real", *options, "--work", "kept", "--out", "page/results.md")
+    assert outcome.code == 0, outcome.err
+    page = (work / "page" / "results.md").read_text(encoding="utf-8")
+    assert "## Steps and solvers" in page
+    assert re.search(r"\| variant-\w{8} \(ddpm\) \| ancestral \| 3 \|", page)
+    assert "## The autoencoder on real" in page
+    assert "![FID against steps](results-steps.svg)" in page
+    assert (work / "page" / "results-steps.svg").is_file()
+    made = {path: path.stat().st_mtime_ns for path in (work / "kept" / "images").rglob("image.nii.gz")}
+    assert len(made) == 2 * 3
+    again = maisi("evaluate", "tables", "real", *options, "--work", "kept", "--out", "page/results.md", "--json").json
+    assert [row["steps"] for row in again["rows"]] == [1, 2, 3]
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert (work / "page" / "results.md").read_text(encoding="utf-8") == page
+    common = ("evaluate", "tables", "real", "--bundle", tiny)
+    assert "of kind 'rflow'" in refused(*common, "--ddpm", tiny).err
+    assert "Unknown solver 'eular'" in refused(*common, "--solver", "eular").err

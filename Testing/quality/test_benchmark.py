@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import pytest
 
+from MAISILib.files.images import read_grid
+from MAISILib.quality.image_sets import find_images
 from MAISILib.resources import resource
 from Testing.benchmarks.head_neck_mini import main
 from Testing.tiny_bundle import make_tiny_bundle
@@ -96,3 +98,14 @@ def test_parts_that_need_real_images_say_so(
     with pytest.raises(SystemExit):
         main()
     assert "give --data" in capsys.readouterr().err
+
+
+def test_patients_are_exported_with_their_masks(
+    data: Path, bundles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--data", str(data), "--bundle", bundles[0], "--export", str(tmp_path / "files")]
+    monkeypatch.setattr(sys, "argv", ["head_neck_mini.py", *arguments])
+    main()
+    found = find_images(tmp_path / "files")
+    assert [image.name for image in found] == ["pt_1", "pt_2", "pt_10"]
+    assert all(image.mask is not None and read_grid(image.mask).same_as(read_grid(image.path)) for image in found)

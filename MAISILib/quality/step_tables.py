@@ -1,0 +1,190 @@
+"""FID and time of one model against its steps and solvers, and of two models: runs that take hours, and go on.
+
+Images are kept as files, one folder for each way of sampling; a run that was stopped makes only what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from MAISILib.errors import FileFormatError
+from MAISILib.files.atomic import write_text
+from MAISILib.files.nifti import write_volume
+from MAISILib.quality.fid_evaluation import Features, FidReport, OnDone, evaluate_fid
+from MAISILib.quality.image_sets import ImageFile
+from MAISILib.volumes import Volume
+
+#: Steps of the published comparison.
+STEPS = (5, 10, 20, 30, 50, 100)
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 360, 70, 310
+_COLORS = ("#1b4f7d", "#c0392b", "#2f8f5b", "#b7791f", "#7d3c98")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """One way to make images.
+
+    Args:
+        model: Which weights: name, and the beginning of their checksum.
+        kind: ``rflow`` or ``ddpm``.
+        solver: Name of the solver.
+        steps: Number of its steps.
+    """
+
+    model: str
+    kind: str
+    solver: str
+    steps: int
+
+    @property
+    def folder(self) -> str:
+        """Where its images are kept."""
+        return f"{self.model}/{self.solver}-{self.steps}"
+
+
+#: A case and a way of sampling → its image and the seconds that it took.
+Make = Callable[[ImageFile, Sampling], tuple[Volume, float]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured on one way of sampling: 2.5D FID against the real images, and seconds an image (median)."""
+
+    sampling: Sampling
+    report: FidReport
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        s = self.sampling
+        told = {"model": s.model, "kind": s.kind, "solver": s.solver, "steps": s.steps, "seconds": self.seconds}
+        return {**told, **self.report.to_dict()}
+
+
+def measure(
+    ways: Sequence[Sampling],
+    cases: Sequence[ImageFile],
+    make: Make,
+    real: Path,
+    make_features: Callable[[], Features],
+    work: Path,
+    *,
+    resampled: bool = False,
+    replicates: int | None = None,
+    on_done: OnDone = lambda stage, done, total, what: None,
+) -> list[Row]:
+    """Makes the image of each case's mask in each way, and measures the FID of each set.
+
+    The ways take turns at each case, so that what slows the machine for a while slows all of them.
+
+    Args:
+        ways: How to sample.
+        cases: Real images with their masks.
+        make: Makes one image.
+        real: The folder (or list) that holds the cases.
+        make_features: See :func:`evaluate_fid`.
+        work: Images and features are kept here; what is there already is not made again.
+        resampled: See :func:`evaluate_fid`.
+        replicates: See :func:`evaluate_fid`.
+        on_done: Called after each image; may raise to stop.
+
+    Raises:
+        FileFormatError: A case has no mask.
+    """
+    without = [str(case.path) for case in cases if case.mask is None]
+    if without:
+        raise FileFormatError(f"{len(without)} images have no mask beside them to make an image of: {without[0]} ...")
+    for number, case in enumerate(cases, 1):
+        for way in ways:
+            _make_once(work / "images" / way.folder, case, way, make)
+            on_done("images", number, len(cases), f"{case.name}, {way.solver} {way.steps}")
+    rows = []
+    for way in ways:
+        folder = work / "images" / way.folder
+        report = evaluate_fid(
+            real,
+            folder,
+            make_features,
+            limit=len(cases),
+            resampled=resampled,
+            folder=work / "features" / way.folder,
+            real_folder=work / "features" / "real",
+            replicates=replicates,
+            on_done=on_done,
+        )
+        assert report is not None
+        rows.append(Row(way, report, statistics.median(_seconds(folder / case.name) for case in cases)))
+    return rows
+
+
+def _make_once(folder: Path, case: ImageFile, way: Sampling, make: Make) -> None:
+    place = folder / case.name
+    if (place / "seconds.json").is_file():
+        return
+    image, seconds = make(case, way)
+    write_volume(image, place / "image.nii.gz", f"{way.solver} {way.steps}")
+    write_text(place / "seconds.json", json.dumps(seconds) + "\n")  # last: an image without it is made again
+
+
+def _seconds(place: Path) -> float:
+    return float(json.loads((place / "seconds.json").read_text(encoding="utf-8")))
+
+
+def table_of(rows: Sequence[Row]) -> str:
+    """A Markdown table: FID for each plane, its interval, and time as a multiple of the first row's."""
+    base = max(rows[0].seconds, 1e-9)
+    lines = [
+        "| model | solver | steps | FID xy | yz | zx | mean | 95 % interval | KID mean | time |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        way, fid, spread = row.sampling, row.report.fid, row.report.confidence.get("mean")
+        interval = f"{spread.low:.3g} to {spread.high:.3g}" if spread else "–"
+        figures = " | ".join(f"{fid[key]:.4g}" for key in ("xy", "yz", "zx", "mean"))
+        lines.append(
+            f"| {way.model} ({way.kind}) | {way.solver} | {way.steps} | {figures} | {interval} "
+            f"| {row.report.kid['mean']:.3g} | {row.seconds / base:.2f} × |"
+        )
+    return "\n".join(lines)
+
+
+def chart_of(rows: Sequence[Row]) -> str:
+    """FID (mean of three planes) against the steps, a line for each solver, as SVG."""
+    solvers = list(dict.fromkeys(row.sampling.solver for row in rows))
+    steps = sorted({row.sampling.steps for row in rows})
+    values = [row.report.fid["mean"] for row in rows]
+    top = max(values) * 1.08 or 1.0
+    first, last = math.log(steps[0]), math.log(steps[-1])
+
+    def place(row: Row) -> tuple[float, float]:
+        along = (math.log(row.sampling.steps) - first) / ((last - first) or 1)
+        return _LEFT + along * (_WIDTH - _LEFT - 120), _BOTTOM - row.report.fid["mean"] / top * (_BOTTOM - 20)
+
+    shapes = [f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>']
+    for part in range(5):
+        y = _BOTTOM - part / 4 * (_BOTTOM - 20)
+        shapes.append(f'<line x1="{_LEFT}" x2="{_WIDTH - 110}" y1="{y:.0f}" y2="{y:.0f}" stroke="#e3e6e9"/>')
+        shapes.append(f'<text x="{_LEFT - 8}" y="{y + 4:.0f}" text-anchor="end">{top * part / 4:.3g}</text>')
+    named = set()
+    for number, solver in enumerate(solvers):
+        color = _COLORS[number % len(_COLORS)]
+        line = sorted((row for row in rows if row.sampling.solver == solver), key=lambda row: row.sampling.steps)
+        points = [place(row) for row in line]
+        drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        shapes.append(f'<polyline points="{drawn}" fill="none" stroke="{color}" stroke-width="2"/>')
+        shapes += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{color}"/>' for x, y in points]
+        shapes.append(f'<text x="{_WIDTH - 100}" y="{40 + 20 * number}" fill="{color}">{solver}</text>')
+        for row, (x, _) in zip(line, points, strict=True):
+            if row.sampling.steps not in named:
+                named.add(row.sampling.steps)
+                shapes.append(f'<text x="{x:.1f}" y="{_BOTTOM + 18}" text-anchor="middle">{row.sampling.steps}</text>')
+    shapes.append(f'<text x="{(_LEFT + _WIDTH - 110) / 2:.0f}" y="{_HEIGHT - 10}" text-anchor="middle">steps</text>')
+    shapes.append(f'<text x="16" y="{_BOTTOM / 2:.0f}" transform="rotate(-90 16 {_BOTTOM / 2:.0f})">2.5D FID</text>')
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" '
+    return f'{head}font-size="13" fill="#1d2329">{"".join(shapes)}</svg>\n'

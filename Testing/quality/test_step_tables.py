@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from MAISILib.errors import FileFormatError
+from MAISILib.quality.image_sets import ImageFile, find_images
+from MAISILib.quality.step_tables import Row, Sampling, chart_of, measure, table_of
+from MAISILib.volumes import Volume
+from Testing.quality.image_folders import patient_and_mask, volume, write_case, write_ct
+from Testing.quality.test_fid_evaluation import SliceMeans
+
+WAYS = [Sampling("a-model", "rflow", solver, steps) for solver in ("euler", "heun") for steps in (1, 4)]
+
+
+class Maker:
+    """Images that come nearer to the real ones with more steps; counts them, and may stop at one."""
+
+    def __init__(self, stop_at: int = 1000) -> None:
+        self.made, self.stop_at = 0, stop_at
+
+    def __call__(self, case: ImageFile, way: Sampling) -> tuple[Volume, float]:
+        self.made += 1
+        if self.made == self.stop_at:
+            raise KeyboardInterrupt
+        seed = int(case.name[1:])
+        return volume(patient_and_mask(seed)[0] + 200 / way.steps), float(way.steps)
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Path:
+    for seed in range(3):
+        write_case(tmp_path / "real" / f"p{seed}", *patient_and_mask(seed))
+    return tmp_path / "real"
+
+
+def run(real: Path, make: Maker, work: Path) -> list[Row]:
+    return measure(WAYS, find_images(real), make, real, SliceMeans, work, replicates=0)
+
+
+def test_more_steps_come_nearer_and_take_longer(real: Path, tmp_path: Path) -> None:
+    rows = run(real, Maker(), tmp_path / "work")
+    assert [row.sampling for row in rows] == WAYS
+    assert rows[1].report.fid["mean"] < 0.5 * rows[0].report.fid["mean"]
+    assert [row.seconds for row in rows] == [1, 4, 1, 4]
+    table = table_of(rows)
+    assert len(table.splitlines()) == 2 + len(WAYS)
+    assert "| a-model (rflow) | heun | 4 |" in table
+    assert "| 4.00 × |" in table
+
+
+def test_run_that_was_stopped_makes_only_what_is_missing(real: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    with pytest.raises(KeyboardInterrupt):
+        run(real, Maker(stop_at=6), work)
+    rest = Maker()
+    rows = run(real, rest, work)
+    assert rest.made == 3 * len(WAYS) - 5
+    whole = run(real, Maker(), tmp_path / "whole")
+    assert [row.report.fid for row in rows] == [row.report.fid for row in whole]
+
+
+def test_chart_has_a_line_for_each_solver_and_a_point_for_each_set(real: Path, tmp_path: Path) -> None:
+    chart = ElementTree.fromstring(chart_of(run(real, Maker(), tmp_path / "work")))
+    name = "{http://www.w3.org/2000/svg}"
+    assert len(chart.findall(f"{name}polyline")) == 2
+    heights = np.array([float(point.get("cy", "")) for point in chart.findall(f"{name}circle")])
+    assert heights.shape == (4,)
+    assert heights[0] < heights[1], "a smaller distance lies lower"
+    assert {"euler", "heun", "1", "4", "steps"} <= {text.text for text in chart.findall(f"{name}text")}
+
+
+def test_images_without_masks_are_named(tmp_path: Path) -> None:
+    write_ct(tmp_path / "real" / "p0_ct.nii.gz", patient_and_mask(0)[0])
+    with pytest.raises(FileFormatError, match=r"p0_ct\.nii\.gz"):
+        run(tmp_path / "real", Maker(), tmp_path / "work")
