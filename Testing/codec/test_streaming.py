@@ -94,6 +94,7 @@ def test_images_and_latents_agree_to_a_part_of_a_hu(autoencoder: Any) -> None:
     torch.testing.assert_close(codec.posterior(image), theirs, atol=1e-4, rtol=0)
     latent = codec.encode(image)
     np.testing.assert_allclose(codec.decode(latent, tiled), codec.decode(latent), atol=0.5)
+    np.testing.assert_allclose(codec.decode(codec.encode(image, tiled)), codec.decode(latent), atol=0.5)
     expected = autoencoder.decode(latent / 1.25)[0, 0].clamp(0, 1).numpy() * 2000 - 1000
     np.testing.assert_allclose(codec.decode(latent), expected, atol=0.5)
 
