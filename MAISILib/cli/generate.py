@@ -39,6 +39,8 @@ def run(
     first_index: options.FirstIndex = None,
     windows: options.Windows = False,
     memory: options.Memory = None,
+    precision: options.Precision = None,
+    accelerate: options.Accelerate = None,
     request: options.RequestFile = None,
     no_quality_check: Annotated[
         bool, typer.Option("--no-quality-check", help="Keep every sample as it comes.")
@@ -82,6 +84,8 @@ def run(
         "seed": seed,
         "count": count,
         "memory": memory,
+        "precision": precision,
+        "accelerate": accelerate,
         "first_index": first_index,
         "quality_check": False if no_quality_check else None,
     }

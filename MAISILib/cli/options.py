@@ -71,6 +71,12 @@ Windows = Annotated[
 Memory = Annotated[
     str | None, typer.Option("--memory", help="What the run may fill, for example 8GB; default is all that is free.")
 ]
+Precision = Annotated[
+    str | None, typer.Option("--precision", help="auto (default), float32, or bfloat16 (faster where the CPU has it).")
+]
+Accelerate = Annotated[
+    str | None, typer.Option("--accelerate", help="compile or tensorrt: compile the networks, on NVIDIA GPUs.")
+]
 RequestFile = Annotated[
     Path | None,
     typer.Option("--request", help="A request as JSON, or a published config_infer.json. Other options win."),

@@ -36,6 +36,8 @@ def run(
     count: options.Count = None,
     windows: options.Windows = False,
     memory: options.Memory = None,
+    precision: options.Precision = None,
+    accelerate: options.Accelerate = None,
     request: options.RequestFile = None,
     device: options.Device = "auto",
     as_json: options.Json = False,
@@ -68,6 +70,8 @@ def run(
         seed=seed,
         count=count,
         memory=memory,
+        precision=precision,
+        accelerate=accelerate,
     )
     from MAISILib.bundles.bundle import open_bundle
     from MAISILib.generation.conditioning import prepare

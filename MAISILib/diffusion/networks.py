@@ -7,6 +7,7 @@ mask rather than once per step; inputs that a network does not have are left out
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,21 @@ class Conditions:
         return inputs
 
 
+class CompiledNetwork:
+    """A network whose walk was compiled; everything else is the network's own.
+
+    Args:
+        network: UNet or ControlNet.
+        walk: Does what :func:`predict` or :func:`control_residuals` does with the network, with the arguments after it.
+    """
+
+    def __init__(self, network: nn.Module, walk: Callable[..., Any]) -> None:
+        self.network, self.walk = network, walk
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.network, name)
+
+
 def _embedding(network: Any, x: torch.Tensor, times: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
     from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 
@@ -78,6 +94,8 @@ def control_residuals(
     class_labels: torch.Tensor | None,
 ) -> list[torch.Tensor]:
     """What the ControlNet adds to the UNet: one tensor for every skip connection, then one for the middle block."""
+    if isinstance(controlnet, CompiledNetwork):
+        return controlnet.walk(x, times, mask_embedding, class_labels)
     embedding = _embedding(controlnet, x, times, class_labels)
     features = _walk_down(controlnet, controlnet.conv_in(x) + mask_embedding, embedding)
     middle = controlnet.middle_block(hidden_states=features[-1], temb=embedding, context=None)
@@ -101,6 +119,8 @@ def predict(
         inputs: As of :meth:`Conditions.tensors`, with N rows.
         residuals: As of :func:`control_residuals`.
     """
+    if isinstance(unet, CompiledNetwork):
+        return unet.walk(x, times, inputs, residuals)
     embedding = _embedding(unet, x, times, inputs.get("class_labels"))
     parts = [embedding]
     if unet.include_top_region_index_input:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from MAISILib.anatomy.grids import back_to
 from MAISILib.anatomy.masks import label_bits, remove_tumors
 from MAISILib.codec.codec import Codec, IntensityScale, Windows
 from MAISILib.codec.strategies import Strategy
+from MAISILib.diffusion.acceleration import accelerated
 from MAISILib.diffusion.networks import Conditions
 from MAISILib.diffusion.sampler import Denoiser, Guidance, sample_latent
 from MAISILib.diffusion.schedules import schedule_of
@@ -29,6 +31,7 @@ from MAISILib.generation.progress import CancelToken, OnProgress, Progress, inte
 from MAISILib.generation.provenance import describe_run
 from MAISILib.generation.result import GenerateResult, Sample
 from MAISILib.generation.settings import Settings
+from MAISILib.generation.speed import cache_file
 from MAISILib.quality.hu_check import QualityReport, check_hu, read_ranges
 from MAISILib.volumes import Grid, Volume
 
@@ -202,7 +205,9 @@ class _Run:
             torch.cuda.empty_cache()  # what the stage before has left
         network = self._bundle.load(name, self._plan.device)
         try:
-            with interruptible(network, self._cancel):
+            # Compilers would meet the hooks in the middle of their graph; between steps it is checked all the same.
+            compiles = self._request.accelerate != "none"
+            with nullcontext() if compiles else interruptible(network, self._cancel):
                 yield network
         except (MemoryError, RuntimeError) as error:
             if not means_out_of_memory(error):
@@ -210,14 +215,21 @@ class _Run:
             raise OutOfMemory(f"Memory ran out in the {name}. Ask for a smaller size. {self._plan}") from error
 
     def _diffuse(self, drafts: list[_Draft]) -> None:
-        with self._network("diffusion") as unet:
-            if self._request.mask == "none":
-                for draft in drafts:
-                    self._diffuse_one(draft, unet, None)
-                return
-            with self._network("controlnet") as controlnet:
-                for draft in drafts:
-                    self._diffuse_one(draft, unet, controlnet)
+        with ExitStack() as loaded:
+            unet = loaded.enter_context(self._network("diffusion"))
+            has_mask = self._request.mask != "none"
+            controlnet = loaded.enter_context(self._network("controlnet")) if has_mask else None
+            unet, controlnet = accelerated(
+                self._request.accelerate, unet, controlnet, self._engines(), self._plan.precision_type
+            )
+            for draft in drafts:
+                self._diffuse_one(draft, unet, controlnet)
+
+    def _engines(self) -> Path:
+        """Where compiled networks are kept: they hold for these weights, this latent and this precision."""
+        weights = "".join(self._bundle.weights_sha256().get(name, "")[:8] for name in ("diffusion", "controlnet"))
+        latent = "x".join(map(str, self._plan.latent))
+        return cache_file().parent / "engines" / f"{self._bundle.name}-{weights}-{latent}-{self._plan.precision}"
 
     def _diffuse_one(self, draft: _Draft, unet: Any, controlnet: Any) -> None:
         started = time.perf_counter()
@@ -230,7 +242,7 @@ class _Run:
             _bits(draft.mask.model.array) if draft.mask else None,
             self._guidance(draft),
             device=device,
-            autocast=diffusion_precision(device),
+            autocast=diffusion_precision(device, self._request.precision),
         )
         seed = sample_seed(self._request.seed, draft.index, f"noise {draft.attempts}")
 
@@ -355,7 +367,8 @@ class _Run:
             "quality": draft.quality.to_dict() if draft.quality else None,
         }
         for name, seconds in draft.seconds.items():
-            if name != "decode" or draft.decode == self._plan.decode:
+            as_planned = draft.decode == self._plan.decode if name == "decode" else self._request.accelerate == "none"
+            if as_planned:
                 learn(self._bundle, self._plan, name, seconds if name == "mask" else seconds / draft.attempts)
         self._progress(Progress("done", 1, 1, "finished", draft.index))
         return Sample(draft.index, seed, image, mask, draft.quality, draft.attempts, provenance)

@@ -17,10 +17,11 @@ import torch
 from MAISILib.codec.codec import Windows
 from MAISILib.codec.layers import decoder_layers
 from MAISILib.codec.strategies import Strategy
+from MAISILib.diffusion.acceleration import check_accelerator
 from MAISILib.errors import OutOfMemory, RequestError
 from MAISILib.generation import costs
 from MAISILib.generation.settings import Settings, resolve
-from MAISILib.generation.speed import machine
+from MAISILib.generation.speed import Machine, machine
 
 if TYPE_CHECKING:
     from MAISILib.bundles.bundle import Bundle
@@ -105,6 +106,11 @@ class Plan:
         return self.samples * sum(stage.seconds for stage in self.stages)
 
     @property
+    def precision_type(self) -> torch.dtype:
+        """The precision as PyTorch's type."""
+        return getattr(torch, self.precision)
+
+    @property
     def fits(self) -> bool:
         """Whether the estimate stays below the memory at hand."""
         return self.peak_bytes <= self.available_bytes
@@ -166,14 +172,30 @@ def choose_device(device: str = "auto") -> str:
     return device
 
 
-def diffusion_precision(device: str) -> torch.dtype | None:
-    """Autocast type of the diffusion networks: half precision where GPUs gain from it, ``None`` (float32) elsewhere.
+def diffusion_precision(device: str, wanted: str = "auto") -> torch.dtype | None:
+    """Autocast type of the diffusion networks; ``None`` is float32.
 
-    bfloat16 is taken where the device computes it itself; PyTorch can also imitate it, slowly.
+    Args:
+        device: Where they run.
+        wanted: ``float32``, ``bfloat16``, or ``auto``: half precision on GPUs, which have it for this purpose, and
+            float32 elsewhere, so that CPUs with and without bfloat16 make the same image.
+
+    Raises:
+        RequestError: bfloat16 on a device that does not compute it itself: imitating it is slower than float32.
     """
-    if not device.startswith("cuda"):
+    if wanted == "bfloat16" and not computes_bfloat16(device):
+        raise RequestError(f"Device {device!r} does not compute bfloat16 itself. Leave out --precision.")
+    if wanted == "float32" or (wanted == "auto" and not device.startswith("cuda")):
         return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if computes_bfloat16(device) else torch.float16
+
+
+def computes_bfloat16(device: str) -> bool:
+    """Whether a device has instructions for bfloat16 (Ampere GPUs and later; x86 with AVX-512 BF16 or AMX)."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device == "cpu" and any(getattr(torch.cpu, name, bool)() for name in asked)
 
 
 def plan(bundle: Bundle, request: GenerateRequest, device: str = "auto", settings: Settings | None = None) -> Plan:
@@ -231,7 +253,7 @@ def learn(bundle: Bundle, plan: Plan, name: str, seconds: float) -> None:
         seconds: For one sample.
     """
     stage = next(stage for stage in plan.stages if stage.name == name)
-    known, task = _machine_and_task(bundle, plan.device, name, plan.decode)
+    known, task = _machine_and_task(bundle, plan.device, name, plan.decode, plan.precision_type)
     known.learn(task, stage.probed_seconds, seconds)
 
 
@@ -257,7 +279,8 @@ def _planned(
     """A plan without other budgets and without advice, and the ways to decode."""
     latent = (bundle.latent_channels, *(n // bundle.compression for n in settings.size))
     spacing = settings.spacing or bundle.manifest.recommended[0].spacing
-    precision = diffusion_precision(device) or torch.float32
+    precision = diffusion_precision(device, request.precision) or torch.float32
+    check_accelerator(request.accelerate, device)
     decoding = costs.Decoding(bundle, request, latent, device)
     decode, how = decoding.within(available - PROCESS_BYTES)
     needed = {
@@ -273,7 +296,7 @@ def _planned(
         latent=latent,  # type: ignore[arg-type]
         steps=settings.sampling.steps,
         samples=request.count,
-        stages=tuple(_stage(bundle, device, name, cost, how) for name, cost in needed.items()),
+        stages=tuple(_stage(bundle, device, name, cost, how, precision) for name, cost in needed.items()),
         peak_bytes=PROCESS_BYTES + max(cost.bytes for cost in needed.values()),
         available_bytes=available,
         decode=how,
@@ -282,14 +305,18 @@ def _planned(
     return planned, decoding
 
 
-def _machine_and_task(bundle: Bundle, device: str, name: str, how: Strategy | Windows) -> tuple[Any, str]:
-    precision = None if name == "decode" else diffusion_precision(device)
+def _machine_and_task(
+    bundle: Bundle, device: str, name: str, how: Strategy | Windows, diffusion: torch.dtype
+) -> tuple[Machine, str]:
+    precision = {"diffusion": diffusion, "mask": diffusion_precision(device)}.get(name)
     way = f" {how.name if isinstance(how, Strategy) else 'windows'}" if name == "decode" else ""
     return machine(device, precision or torch.float32), f"{bundle.name}: {name}{way}"
 
 
-def _stage(bundle: Bundle, device: str, name: str, cost: costs.StageCost, how: Strategy | Windows) -> Stage:
-    known, task = _machine_and_task(bundle, device, name, how)
+def _stage(
+    bundle: Bundle, device: str, name: str, cost: costs.StageCost, how: Strategy | Windows, diffusion: torch.dtype
+) -> Stage:
+    known, task = _machine_and_task(bundle, device, name, how, diffusion)
     probed = known.speed.seconds(cost.work)
     return Stage(name, cost.work.flops, probed * known.correction(task), cost.bytes, probed)
 
@@ -297,7 +324,7 @@ def _stage(bundle: Bundle, device: str, name: str, cost: costs.StageCost, how: S
 def _with_decode(bundle: Bundle, planned: Plan, decoding: costs.Decoding, budget: int) -> Plan:
     """The same plan for another amount of memory: only decoding can follow it."""
     cost, how = decoding.within(budget - PROCESS_BYTES)
-    stages = (*planned.stages[:-1], _stage(bundle, planned.device, "decode", cost, how))
+    stages = (*planned.stages[:-1], _stage(bundle, planned.device, "decode", cost, how, planned.precision_type))
     peak = PROCESS_BYTES + max(stage.bytes for stage in stages)
     return replace(planned, stages=stages, peak_bytes=peak, decode=how, available_bytes=budget)
 

@@ -103,6 +103,9 @@ class GenerateRequest(BaseModel):
             allows no tiles, ``windows`` are the published overlapping windows, which do not agree at their borders.
         decode_window: Window edge in latent voxels.
         decode_overlap: Part that neighbouring windows share.
+        precision: Arithmetic of the diffusion networks. ``auto`` is float32 on a CPU and half precision on a GPU;
+            ``bfloat16`` is refused where the device does not compute it itself.
+        accelerate: ``compile`` (PyTorch) or ``tensorrt`` compile the diffusion networks, on NVIDIA GPUs only.
         memory: Bytes that the run may fill, as a number or as ``"8GB"``; all that is free by default.
     """
 
@@ -133,6 +136,8 @@ class GenerateRequest(BaseModel):
     decode: Literal["exact", "whole", "windows"] = "exact"
     decode_window: tuple[Count, Count, Count] = (48, 48, 48)
     decode_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.6666
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    accelerate: Literal["none", "compile", "tensorrt"] = "none"
     memory: Annotated[Count, BeforeValidator(bytes_of)] | None = None
 
     def __init__(self, **fields: Any) -> None:

@@ -141,7 +141,7 @@ def in_one_line(planned: Plan) -> str:
     """A plan as one line for people."""
     needed, free = planned.peak_bytes / 1e9, planned.available_bytes / 1e9
     if not planned.fits:
-        return f"Does not fit: needs {needed:.1f} GB on {planned.device}, {free:.1f} GB are there."
+        return f"Does not fit: needs {needed:.1f} GB on {planned.device}, {free:.1f} GB are there. {planned.advice}"
     size = "×".join(map(str, planned.size))
     count = f"{planned.samples} volumes" if planned.samples > 1 else "1 volume"
     return f"{count} of {size} voxels on {planned.device}: about {_duration(planned.seconds)} and {needed:.1f} GB."

@@ -168,6 +168,24 @@ def test_device_that_is_not_there_is_named(rflow: Bundle, device: str) -> None:
         maisi.plan(rflow, GenerateRequest(), device=device)
 
 
+def test_bfloat16_is_taken_only_where_the_device_computes_it(rflow: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = GenerateRequest(mask="none", output_size=(96, 96, 96), precision="bfloat16")
+    monkeypatch.setattr(planning, "computes_bfloat16", lambda device: False)
+    with pytest.raises(RequestError, match=r"'cpu' does not compute bfloat16 itself\. Leave out --precision"):
+        planning.plan(rflow, request, device="cpu")
+    monkeypatch.setattr(planning, "computes_bfloat16", lambda device: True)
+    narrow = planning.plan(rflow, request, device="cpu")
+    wide = planning.plan(rflow, GenerateRequest(mask="none", output_size=(96, 96, 96)), device="cpu")
+    assert (narrow.precision, wide.precision) == ("bfloat16", "float32")
+    assert narrow.stages[0].bytes < wide.stages[0].bytes
+    assert narrow.stages[1].bytes == wide.stages[1].bytes  # the codec stays in float32
+
+
+def test_acceleration_is_refused_before_anything_is_loaded(rflow: Bundle) -> None:
+    with pytest.raises(RequestError, match="needs an NVIDIA GPU"):
+        generate(rflow, GenerateRequest(accelerate="tensorrt"), device="cpu")
+
+
 def test_request_is_checked_before_it_is_planned(rflow: Bundle) -> None:
     with pytest.raises(RequestError, match="livr"):
         maisi.plan(rflow, GenerateRequest(anatomy=["livr"]))
