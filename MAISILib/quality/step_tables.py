@@ -22,7 +22,7 @@ from MAISILib.volumes import Volume
 
 #: Steps of the published comparison.
 STEPS = (5, 10, 20, 30, 50, 100)
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 360, 70, 310
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 660, 360, 96, 310
 _COLORS = ("#1b4f7d", "#c0392b", "#2f8f5b", "#b7791f", "#7d3c98")
 
 
