@@ -134,6 +134,6 @@ def test_planning_ct_of_a_real_patient_becomes_an_image(maisi: Maisi, work: Path
     assert (np.where(mask.array == 200, 0, mask.array) == organs.array).all(), "no organ is overwritten"
     patient = read_image(ct).array > -300
     missed = np.count_nonzero(patient & (mask.array == 0)) / np.count_nonzero(patient)
-    assert missed < 0.05, "OpenKBP's CTs are blank outside of the patient: nearly all tissue is his"
+    assert missed < 0.08, "OpenKBP's CTs are blank outside of the patient: nearly all tissue is his"
     came_back(mask, back_to(resample_labels(mask, own_grid(mask)), mask.grid))
     generated(maisi, work, "mask.nii.gz")
