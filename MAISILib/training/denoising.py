@@ -177,6 +177,17 @@ def prediction_target(schedule: Schedule, batch: Tensors) -> torch.Tensor:
     return batch["clean"] - batch["noise"] if isinstance(schedule, FlowSchedule) else batch["noise"]
 
 
+def weight_of_times(schedule: Schedule, times: torch.Tensor, limit: float) -> torch.Tensor:
+    """How much errors of the prediction weigh at ``times`` ``(N,)``, so that noise is learned as velocity would be.
+
+    An error of the noise ε is one of the velocity ``α·ε − σ·x₀`` divided by α (Salimans and Ho 2022,
+    arXiv:2202.00512), so its square weighs ``1/ᾱ``, at most ``limit``. Rectified flow predicts velocity: 1.
+    """
+    if isinstance(schedule, FlowSchedule):
+        return torch.ones_like(times, dtype=torch.float32)
+    return (1 / schedule.signal().to(times.device)[times]).clamp(max=limit)
+
+
 def weighted_mean(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Mean of each sample: values ``(N, C, x, y, z)``, weight ``(N, 1, x, y, z)`` with a positive sum → ``(N,)``."""
     return (values * weight).flatten(1).sum(1) / (weight.flatten(1).sum(1) * values.shape[1])

@@ -29,6 +29,7 @@ from MAISILib.training.denoising import (
     mask_bits,
     prediction_target,
     validation_batches,
+    weight_of_times,
     weighted_mean,
 )
 from MAISILib.training.initial_weights import bundle_of, start_unet_from
@@ -95,7 +96,8 @@ class DiffusionTask(DatasetTask[LatentDataset]):
         """Weighted error of the prediction, per sample."""
         error = self._error(self.networks, batch)
         per_voxel = error.abs() if self._recipe.loss == "l1" else error**2
-        return {"loss": weighted_mean(per_voxel, batch["weight"])}
+        weight = weight_of_times(self.schedule, batch["time"], self._recipe.velocity_weight)
+        return {"loss": weighted_mean(per_voxel, batch["weight"]) * weight}
 
     def _error(self, networks: Mapping[str, nn.Module], batch: Tensors) -> torch.Tensor:
         noisy = self.schedule.noisy(batch["clean"], batch["noise"], batch["time"])

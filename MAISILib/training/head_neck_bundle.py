@@ -44,8 +44,10 @@ ORGANS = {
 }
 #: The trainings of UNet and ControlNet by rectified flow, each going on from the one before it.
 FLOW = ("diffusion", "diffusion-refine", "diffusion-finish")
+#: Those by DDPM; the first goes on from the last by rectified flow.
+DDPM = ("diffusion-ddpm", "diffusion-ddpm-finish")
 #: The trainings of the mask UNet.
-MASKS = ("mask-diffusion", "mask-diffusion-finish")
+MASKS = ("mask-diffusion", "mask-diffusion-refine", "mask-diffusion-finish")
 _MASK_NETWORKS = {"mask_autoencoder": "mask-autoencoder", "mask_diffusion": MASKS[-1]}
 
 Patients = list[tuple[str, Volume, LabelMap]]
@@ -127,7 +129,7 @@ def make_bundles(runs: HeadNeckRuns, on_progress: Callable[[str], None] = lambda
         OutputError: A folder cannot be written.
     """
     patients = list(centred_masks(runs.pairs, label_table()))
-    wanted = {"bundle": FLOW[-1], "bundle-ddpm": "diffusion-ddpm"}
+    wanted = {"bundle": FLOW[-1], "bundle-ddpm": DDPM[-1]}
     made = []
     for name, diffusion in wanted.items():
         if name == "bundle" or runs.has_ended(diffusion):
@@ -153,7 +155,7 @@ def _make(runs: HeadNeckRuns, bundle: Path, diffusion: str, patients: Patients) 
         write_statistics(folder / "quality.csv", ((ct.array, mask.array) for _, ct, mask in patients), ORGANS)
         fields = runs.recipe("bundle")
         fields["scale_factor"] = runs.scale_factor(diffusion, "diffusion")
-        if diffusion == "diffusion-ddpm":
+        if diffusion == DDPM[-1]:
             fields |= _ddpm(runs, fields)
         elif all(runs.has_ended(run) for run in _MASK_NETWORKS.values()):
             fields |= _mask_generator(runs, folder)
@@ -172,14 +174,14 @@ def _make(runs: HeadNeckRuns, bundle: Path, diffusion: str, patients: Patients) 
 
 def _parts(run: str) -> tuple[str, ...]:
     """The trainings whose last is ``run``."""
-    return next((chain for chain in (FLOW, MASKS) if run == chain[-1]), (run,))
+    return next((chain for chain in (FLOW, DDPM, MASKS) if run == chain[-1]), (run,))
 
 
 def _ddpm(runs: HeadNeckRuns, fields: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": f"{fields['name']}-ddpm",
         "title": f"{fields['title']}, DDPM",
-        "schedule": runs.recipe("diffusion-ddpm")["schedule"],
+        "schedule": runs.recipe(DDPM[-1])["schedule"],
     }
 
 

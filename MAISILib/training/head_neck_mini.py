@@ -20,7 +20,7 @@ from MAISILib.jobs.folder import Event
 from MAISILib.resources import resource
 from MAISILib.training.datalist import LATENTS_NAME, read_datalist
 from MAISILib.training.encoding import GridRule
-from MAISILib.training.head_neck_bundle import FLOW, MASKS, NAME, HeadNeckRuns, label_table, make_bundles
+from MAISILib.training.head_neck_bundle import DDPM, FLOW, MASKS, NAME, HeadNeckRuns, label_table, make_bundles
 from MAISILib.training.head_neck_data import prepare_patients
 from MAISILib.training.run_encoding import encode_with_run
 from MAISILib.training.start import start_training
@@ -49,17 +49,15 @@ def train(data: Path, out: Path, stages: Sequence[str] = STAGES, recipes: Path |
         encode_patients(runs)
     if "diffusion" in stages:
         _train("diffusion", FLOW[0], latents, runs)
-        for before, stage in itertools.pairwise(FLOW):
-            _train("diffusion", stage, latents, runs, init_from=str(out / before))
+        _train_on("diffusion", FLOW, latents, runs)
     if "ddpm" in stages:
-        _train("diffusion", "diffusion-ddpm", latents, runs, init_from=str(out / FLOW[-1]))
+        _train_on("diffusion", (FLOW[-1], *DDPM), latents, runs)
     if "mask-autoencoder" in stages:
         _train("mask-autoencoder", "mask-autoencoder", runs.pairs, runs)
     if "mask-diffusion" in stages:
         autoencoder = str(out / "mask-autoencoder")
         _train("mask-diffusion", MASKS[0], runs.pairs, runs, autoencoder=autoencoder)
-        for before, stage in itertools.pairwise(MASKS):
-            _train("mask-diffusion", stage, runs.pairs, runs, autoencoder=autoencoder, init_from=str(out / before))
+        _train_on("mask-diffusion", MASKS, runs.pairs, runs, autoencoder=autoencoder)
     if "bundle" in stages:
         make_bundles(runs, _say)
 
@@ -86,6 +84,12 @@ def _train(kind: str, name: str, data: Path, runs: HeadNeckRuns, **fields: Any) 
         write_text(recipe, json.dumps({**runs.recipe(name), **fields}, indent=1) + "\n")
     outcome = start_training(kind, recipe, data, runs.out / name, resume=True, on_event=_tell)
     _say(f"{name}: {outcome.steps} steps in {outcome.seconds / 60:.0f} min, {outcome.figures}")
+
+
+def _train_on(kind: str, chain: Sequence[str], data: Path, runs: HeadNeckRuns, **fields: Any) -> None:
+    """Trains all but the first, each from the weights of the one before it."""
+    for before, name in itertools.pairwise(chain):
+        _train(kind, name, data, runs, **fields, init_from=str(runs.out / before))
 
 
 def encode_patients(runs: HeadNeckRuns) -> None:

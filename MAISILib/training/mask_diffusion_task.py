@@ -17,7 +17,7 @@ from MAISILib.bundles.networks import build_network
 from MAISILib.bundles.weights import sha256_of
 from MAISILib.diffusion.schedules import FlowSchedule
 from MAISILib.training.datalist import Datalist
-from MAISILib.training.denoising import make_schedule, prediction_target, validation_batches
+from MAISILib.training.denoising import make_schedule, prediction_target, validation_batches, weight_of_times
 from MAISILib.training.initial_weights import start_unet_from
 from MAISILib.training.mask_autoencoder_task import NETWORK as AUTOENCODER
 from MAISILib.training.mask_autoencoder_task import open_mask_autoencoder
@@ -95,12 +95,8 @@ class MaskDiffusionTask(DatasetTask[MaskLatents]):
         """Mean error of the prediction, per sample."""
         error = self._error(self.networks[NETWORK], batch)
         per_voxel = error.abs() if self._recipe.loss == "l1" else error**2
-        return {"loss": per_voxel.flatten(1).mean(1) * self._weight(batch["time"])}
-
-    def _weight(self, times: torch.Tensor) -> torch.Tensor | float:
-        if isinstance(self.schedule, FlowSchedule):
-            return 1.0  # velocity is what it predicts
-        return (1 / self.schedule.signal().to(times.device)[times]).clamp(max=self._recipe.velocity_weight)
+        weight = weight_of_times(self.schedule, batch["time"], self._recipe.velocity_weight)
+        return {"loss": per_voxel.flatten(1).mean(1) * weight}
 
     def _error(self, network: Any, batch: Tensors) -> torch.Tensor:
         noisy = self.schedule.noisy(batch["clean"], batch["noise"], batch["time"])

@@ -88,10 +88,7 @@ class MaskDiffusionRecipe(Recipe):
         variants: So many variations (mirrored, stretched) of each mask are learned from.
         schedule: Fields of the bundle manifest's ``mask_generator.schedule``.
         loss: ``l1`` or ``l2``.
-        velocity_weight: With noise prediction, how much more than at the last moments an error may weigh where there
-            is little image left in the noise: errors of ε weigh ``1/ᾱ``, at most this, as errors of the velocity
-            ``α·ε − σ·x₀`` would (Salimans and Ho, arXiv:2202.00512). 1 weighs all times alike, as published, which
-            teaches a small network texture long before shape.
+        velocity_weight: See :class:`MAISILib.training.recipes.DiffusionRecipe`.
         scale_factor: ``None`` measures one over the deviation of the training latents.
         sample_posterior: Draw latents from mean and deviation anew each time; else the mean is used.
         condition_dropout: Part of the items that are told nothing (every entry −2), so that guidance works.

@@ -176,6 +176,9 @@ class DiffusionRecipe(Recipe):
         definition: The UNet.
         schedule: Fields of the bundle manifest's ``schedule``.
         loss: ``l1`` or ``l2``.
+        velocity_weight: With noise prediction: how much more than at the last moments an error may weigh where there
+            is little image left in the noise (:func:`MAISILib.training.denoising.weight_of_times`). 1 weighs all times
+            alike, as published, which teaches a small network texture long before shape.
         scale_factor: ``None`` takes that of a bundle in ``init_from``, or else measures one over the deviation of all
             training latents.
         sample_posterior: Draw latents from mean and deviation anew each time; else the mean is used.
@@ -194,6 +197,7 @@ class DiffusionRecipe(Recipe):
     definition: dict[str, Any]
     schedule: dict[str, Any] = {"kind": "rflow"}
     loss: Literal["l1", "l2"] = "l1"
+    velocity_weight: Annotated[float, Field(ge=1)] = 1.0
     scale_factor: Positive | None = None
     sample_posterior: bool = True
     air_weight: AirWeight = 1.0

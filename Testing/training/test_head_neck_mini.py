@@ -16,7 +16,7 @@ from MAISILib.bundles.bundle import Bundle
 from MAISILib.errors import TrainingError
 from MAISILib.resources import resource
 from MAISILib.training.datalist import read_datalist
-from MAISILib.training.head_neck_bundle import FLOW, MASKS
+from MAISILib.training.head_neck_bundle import DDPM, FLOW, MASKS
 from MAISILib.training.head_neck_mini import STAGES, train
 from Testing.tiny_bundle import tiny_definitions
 from Testing.tiny_mask_generator import tiny_mask_definitions
@@ -58,24 +58,24 @@ def write_recipes(folder: Path) -> Path:
             "steps": 1,
         },
         **dict.fromkeys(FLOW, diffusion),
-        "diffusion-ddpm": {**diffusion, "schedule": {"kind": "ddpm"}},
+        **{key: {**diffusion, "schedule": {"kind": "ddpm"}} for key in DDPM},
         "mask-autoencoder": {
             "network": "mask-autoencoder",
             "definition": masks["mask_autoencoder"],
             "data": settings,
             "steps": 1,
         },
-        **dict.fromkeys(
-            MASKS,
-            {
+        **{
+            key: {
                 "network": "mask-diffusion",
                 "definition": masks["mask_diffusion"],
                 "data": settings,
                 "controllable": CONTROLLABLE,
                 "schedule": {"kind": "ddpm", "steps": 3},
                 "steps": 1,
-            },
-        ),
+            }
+            for key in MASKS
+        },
         "mask-generator": {"one_piece": [134, 135]},
         "bundle": {
             **json.loads(resource("recipes", "head-neck-mini", "bundle.json").read_text(encoding="utf-8")),
@@ -121,15 +121,14 @@ def sample(folder: Path, **request: Any) -> maisi.Sample:
 
 
 def test_every_stage_of_the_embedded_bundle_has_its_recipe() -> None:
-    needed = {*STAGES, "patients", "mask-generator", "diffusion-ddpm", *FLOW} - {"data", "latents", "ddpm"}
-    for name in needed:
-        resource("recipes", "head-neck-mini", f"{name}.json")
-    flow, ddpm = (
-        json.loads(resource("recipes", "head-neck-mini", f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("diffusion", "diffusion-ddpm")
-    )
-    assert ddpm["schedule"] == {"kind": "ddpm"}
-    assert all(flow[key] == ddpm[key] for key in ("definition", "controlnet"))
+    needed = {*STAGES, "patients", "mask-generator", *FLOW, *DDPM, *MASKS} - {"data", "latents", "ddpm"}
+    recipes = {
+        name: json.loads(resource("recipes", "head-neck-mini", f"{name}.json").read_text(encoding="utf-8"))
+        for name in needed
+    }
+    for name in DDPM:
+        assert recipes[name]["schedule"] == {"kind": "ddpm"}
+        assert all(recipes[FLOW[0]][key] == recipes[name][key] for key in ("definition", "controlnet"))
 
 
 def test_the_first_stages_end_in_a_bundle_that_generates(first: Path) -> None:
