@@ -27,6 +27,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ from MAISILib.anatomy.organ_sizes import measure_sizes
 from MAISILib.codec.codec import Codec, IntensityScale
 from MAISILib.files.atomic import atomic_path, write_text
 from MAISILib.files.nifti import write_labels, write_volume
+from MAISILib.generation.mask_generation import generate_masks
+from MAISILib.generation.mask_wish import MaskWish
 from MAISILib.quality.agreement import ThresholdStructure, largest_hu_outside, median_hu, threshold_dice
 from MAISILib.quality.fid import SliceStatistics
 from MAISILib.quality.fidelity import compare
@@ -130,10 +133,9 @@ class Store:
         """The mask with the given index in which an anatomy was asked for in a size (percentile, 0 to 1)."""
 
         def make() -> dict[str, Any]:
-            # One step: only the mask is looked at.
-            mask = self._sample(bundle, index, controllable_anatomy_size={anatomy: size}, steps=1).mask
-            assert mask is not None
-            return {"mask": mask.array, "affine": mask.affine}
+            wish = MaskWish(bundle, {anatomy: size})
+            (made,) = generate_masks(bundle, wish, [self._seed + index], lambda name: nullcontext(bundle.load(name)))
+            return {"mask": made.mask.array, "affine": made.mask.affine}
 
         name = f"{anatomy.replace(' ', '-')}-{size}-{index}-seed-{self._seed}.npz"
         stored = self._kept(self._folder / key_of(bundle) / name, make)
