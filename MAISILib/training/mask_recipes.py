@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -94,6 +94,9 @@ class MaskDiffusionRecipe(Recipe):
         condition_dropout: Part of the items that are told nothing (every entry −2), so that guidance works.
         pass_through_start: Start by handing the noise through (:mod:`MAISILib.training.pass_through`).
     """
+
+    # What the autoencoder is, its weights tell (the task's facts), not the way that leads there.
+    may_change: ClassVar[frozenset[str]] = Recipe.may_change | {"autoencoder"}
 
     network: Literal["mask-diffusion"] = "mask-diffusion"
     definition: dict[str, Any]

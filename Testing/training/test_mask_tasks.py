@@ -30,6 +30,7 @@ from MAISILib.training.mask_dataset import MaskDataset
 from MAISILib.training.mask_diffusion_task import MaskDiffusionTask, mask_diffusion_task
 from MAISILib.training.mask_recipes import MaskAutoencoderRecipe, MaskDiffusionRecipe
 from MAISILib.training.recipes import read_recipe
+from MAISILib.training.run_identity import check_resumable, run_identity
 from MAISILib.training.task import Task, Tensors
 from MAISILib.volumes import LabelMap
 from Testing.tiny_bundle import BODY, LIVER, LUNG, tiny_patient
@@ -332,6 +333,19 @@ def test_task_comes_from_recipe_and_datalist(
     assert scale == task.scale_factor > 0
     assert task.facts == {"mask autoencoder": bundle.weights_sha256()["mask_autoencoder"]}
     assert (task.item_count(), task.validation_count(), task.item_name(3)) == (4, 0, "patient-3")
+
+
+def test_a_run_goes_on_when_its_mask_autoencoder_is_called_by_another_path(
+    diffusion_recipe: MaskDiffusionRecipe, items: list[DataItem], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_generating_bundle(tmp_path / "bundle")
+    monkeypatch.chdir(tmp_path)
+    identities = []
+    for path in (str(bundle.folder), "bundle"):
+        asked = diffusion_recipe.model_copy(update={"autoencoder": path})
+        task, _ = mask_diffusion_task(asked, Datalist(tuple(items), ()))
+        identities.append(run_identity(task, asked))
+    check_resumable(identities[0], identities[1], asked, tmp_path)
 
 
 def test_a_mask_autoencoder_that_was_trained_again_is_told_from_the_earlier_one(
