@@ -52,7 +52,7 @@ def run(
     precision: Annotated[
         Precision, typer.Option("--precision", help="Type of the stored latents.")
     ] = Precision.float16,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without images that cannot be used.")] = False,
+    skip_bad: options.SkipBad = False,
     device: options.Device = "auto",
     memory: options.Memory = None,
     as_json: options.Json = False,

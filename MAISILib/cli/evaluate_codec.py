@@ -39,7 +39,7 @@ def run(
     lpips_weights: Annotated[
         Path | None, typer.Option("--lpips-weights", help="Its layers' weights: squeeze.pth of LPIPS 0.1.")
     ] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without images that cannot be used.")] = False,
+    skip_bad: options.SkipBad = False,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:

@@ -68,7 +68,7 @@ def run(
         int | None,
         typer.Option("--bootstrap", min=0, help="Draws for the 95 % interval; default 200, 0 above 512 features."),
     ] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without images that cannot be read.")] = False,
+    skip_bad: options.SkipBad = False,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:

@@ -30,7 +30,7 @@ def run(
     duration: Annotated[str, typer.Option("--duration", help="quick, normal or long.")] = "normal",
     steps: Annotated[int | None, typer.Option("--steps", help="Training steps, in place of --duration.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the work in OUT-training.")] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without cases that cannot be used.")] = False,
+    skip_bad: options.SkipBad = False,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:

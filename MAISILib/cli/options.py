@@ -82,6 +82,7 @@ RequestFile = Annotated[
     typer.Option("--request", help="A request as JSON, or a published config_infer.json. Other options win."),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without what cannot be read or used.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")]
 
 

@@ -23,7 +23,7 @@ def run(
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder: checkpoint, events, weights.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     fold: Annotated[int, typer.Option("--fold", help="Items of this fold of the data list are held out.")] = 0,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without items that cannot be read.")] = False,
+    skip_bad: options.SkipBad = False,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
