@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Directions whose cosines differ by less than this are parallel; scanners write angles with about this error.
 _ORTHOGONAL_TOLERANCE = 1e-3
+#: No gantry tilts by more than about 30°; a header whose axes meet at less than this (degrees) is damaged.
+_LEAST_ANGLE = 45.0
 _COUNTED_AT_ONCE = 2**20
 
 
@@ -76,8 +78,28 @@ class Grid:
         return bool(np.abs((self.affine - other.affine) @ corners.T).max() <= tolerance)
 
 
-def check_affine(affine: np.ndarray, where: str) -> np.ndarray:
+def least_angle(affine: np.ndarray) -> float:
+    """The smallest angle in degrees at which two voxel axes meet; 90 where all are at right angles."""
+    return float(np.degrees(np.arccos(min(_largest_cosine(affine), 1.0))))
+
+
+def is_sheared(affine: np.ndarray) -> bool:
+    """Whether voxel axes meet at other than right angles, by more than the noise of headers."""
+    return _largest_cosine(affine) > _ORTHOGONAL_TOLERANCE
+
+
+def _largest_cosine(affine: np.ndarray) -> float:
+    directions = affine[:3, :3] / np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    return float(np.abs(directions.T @ directions - np.eye(3)).max())
+
+
+def check_affine(affine: np.ndarray, where: str, *, may_lean: bool = False) -> np.ndarray:
     """Returns ``affine`` as ``(4, 4)`` float64, or says why it is no rigid frame with a voxel size.
+
+    Args:
+        affine: The matrix.
+        where: For messages.
+        may_lean: Allow axes that meet at 45° to 90°, for whoever straightens them.
 
     Raises:
         FileFormatError: The matrix is not 4×4, not finite, singular, or sheared (axes not at right angles).
@@ -92,11 +114,10 @@ def check_affine(affine: np.ndarray, where: str) -> np.ndarray:
     directions, lengths = matrix[:3, :3], np.sqrt((matrix[:3, :3] ** 2).sum(axis=0))
     if (lengths < 1e-6).any() or abs(np.linalg.det(directions / np.maximum(lengths, 1e-12))) < 1e-3:
         raise FileFormatError(f"{where}: the affine is singular: its axes do not span space. Export the image again.")
-    cosines = (directions / lengths).T @ (directions / lengths) - np.eye(3)
-    if np.abs(cosines).max() > _ORTHOGONAL_TOLERANCE:
+    if is_sheared(matrix) and not (may_lean and least_angle(matrix) >= _LEAST_ANGLE):
         raise FileFormatError(
-            f"{where}: the affine is sheared (axes meet at {np.degrees(np.arccos(np.abs(cosines).max())):.1f}°, not "
-            "90°). Resample it to an orthogonal grid first, for example with Slicer's Resample Scalar Volume module."
+            f"{where}: the affine is sheared (axes meet at {least_angle(matrix):.1f}°, not 90°). Resample it to an "
+            "orthogonal grid first, for example with Slicer's Resample Scalar Volume module."
         )
     return matrix
 

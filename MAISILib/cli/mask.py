@@ -34,7 +34,7 @@ def check_command(
         from MAISILib.files.images import read_image
         from MAISILib.files.preview import write_preview
 
-        write_preview(picture, read_image(ct) if ct else None, mask, title=file.name, notice="")
+        write_preview(picture, read_image(ct, may_lean=True) if ct else None, mask, title=file.name, notice="")
     typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if as_json else str(report))
     if not report.is_usable:
         raise MaskError(f"{file} cannot be used with {bundle!r} as it is: see the errors in the report.")
@@ -102,9 +102,9 @@ def envelope_command(
     from MAISILib.files.nifti import write_labels
 
     mask = read_mask(file, describe_bundle(bundle).labels)
-    completed = add_body(mask, read_image(ct) if ct else None, margin_mm=margin)
+    completed = add_body(mask, read_image(ct, may_lean=True) if ct else None, margin_mm=margin)
     write_labels(completed, out, f"{file.name} with a body", synthetic=False)
-    notes = completed.notes[len(mask.notes) :]
+    notes = completed.notes
     if as_json:
         typer.echo(json.dumps({"mask": str(out), "notes": list(notes)}, indent=2, ensure_ascii=False))
     else:

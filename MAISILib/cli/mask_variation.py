@@ -49,7 +49,7 @@ def vary_command(
 
     variation = Variation(rotation, scale, bend, organs, lesions, move)
     mask, _ = _read(file, bundle)
-    _write(vary_mask(mask, seed, variation), mask, out, picture, f"variation {seed} of {file.name}", as_json)
+    _write(vary_mask(mask, seed, variation), out, picture, f"variation {seed} of {file.name}", as_json)
 
 
 def insert_command(
@@ -75,7 +75,7 @@ def insert_command(
     mask, _ = _read(file, bundle)
     made = insert_lesion(mask, tumour, options.millimeters(diameter), host=host, shape=shape, center_mm=at, seed=seed)
     described = {"insertion": asdict(made.insertion)}
-    _write(made.mask, mask, out, picture, f"{file.name} with a {made.insertion.lesion}", as_json, **described)
+    _write(made.mask, out, picture, f"{file.name} with a {made.insertion.lesion}", as_json, **described)
 
 
 def clean_command(
@@ -99,7 +99,7 @@ def clean_command(
     pieces = [mask.table.find(name).value for name in one_piece or (generator.one_piece if generator else ())]
     unwanted = [mask.table.find(name).value for name in remove or ()]
     cleaned = clean_up(mask, one_piece=pieces, unwanted=unwanted, lesions_in_hosts=not keep_lesions)
-    _write(cleaned, mask, out, picture, f"{file.name}, cleaned up", as_json)
+    _write(cleaned, out, picture, f"{file.name}, cleaned up", as_json)
 
 
 def _read(file: Path, bundle_name: str) -> tuple[LabelMap, Bundle]:
@@ -113,16 +113,14 @@ def _read(file: Path, bundle_name: str) -> tuple[LabelMap, Bundle]:
     return mask, bundle
 
 
-def _write(
-    made: LabelMap, before: LabelMap, out: Path, picture: Path | None, title: str, as_json: bool, **more: object
-) -> None:
+def _write(made: LabelMap, out: Path, picture: Path | None, title: str, as_json: bool, **more: object) -> None:
     from MAISILib.files.nifti import write_labels
     from MAISILib.files.preview import write_preview
 
     write_labels(made, out, title, synthetic=False)
     if picture is not None:
         write_preview(picture, None, made, title=title, notice="")
-    notes = list(made.notes[len(before.notes) :])
+    notes = list(made.notes)
     if as_json:
         typer.echo(json.dumps({"mask": str(out), "notes": notes, **more}, indent=2, ensure_ascii=False))
     else:

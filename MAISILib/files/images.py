@@ -16,38 +16,46 @@ from MAISILib.files.dicom_geometry import is_dicom
 from MAISILib.files.dicom_segmentation import read_dicom_segmentation
 from MAISILib.files.labels import as_labels
 from MAISILib.files.segmentations import Segment, Segmentation, has_segments, segmentation_of
+from MAISILib.files.straightening import straightened
 from MAISILib.volumes import Grid, LabelMap, Volume
 
 if TYPE_CHECKING:
     from MAISILib.anatomy.labels import LabelTable
 
 
-def read_image(path: Path | str, units: str = "HU", channel: int | None = None) -> Volume:
+def read_image(path: Path | str, units: str = "HU", channel: int | None = None, *, may_lean: bool = False) -> Volume:
     """Reads a 3D image from NIfTI (``.nii``, ``.nii.gz``) or NRRD (``.nrrd``, ``.nhdr``), in the file's voxel order.
 
     Args:
         path: The file.
         units: What its values are: ``"HU"`` or ``"arbitrary"``.
         channel: Which channel to take of an image with several, from 0; ``None`` refuses such images.
+        may_lean: Straighten a sheared image, to lie beside its mask; else it is refused.
 
     Raises:
         FileFormatError: The file is missing, of another format, damaged, no 3D scalar image, without usable geometry,
             or has NaN voxels.
     """
-    return _reader(Path(path)).read_volume(path, units, channel)
+    return _reader(Path(path)).read_volume(path, units, channel, may_lean=may_lean)
 
 
-def read_grid(path: Path | str) -> Grid:
+def read_grid(path: Path | str, *, may_lean: bool = False) -> Grid:
     """Where the voxels of an image or mask lie, from the file's header alone.
+
+    Args:
+        path: The file.
+        may_lean: Give the straight grid of a sheared image; else it is refused.
 
     Raises:
         FileFormatError: The file is missing, of another format, no 3D image, or without usable geometry.
     """
-    return _reader(Path(path)).read_grid(path)
+    return _reader(Path(path)).read_grid(path, may_lean=may_lean)
 
 
 def read_mask(path: Path | str, table: LabelTable, source: str | None = None) -> LabelMap:
     """Reads a label map from NIfTI or NRRD, or a Slicer segmentation (``.seg.nrrd``).
+
+    A sheared one is straightened, with a note, see `MAISILib.files.straightening`.
 
     Args:
         path: The file.
@@ -66,6 +74,7 @@ def read_segments(path: Path | str, names: Mapping[int, str] | None = None, *, l
 
     Segments of a Slicer or DICOM segmentation have names of their own. The numbers of a label map are named by
     ``names``, else by the label names in a NIfTI header, as TotalSegmentator writes them; others are unnamed segments.
+    Sheared voxels are straightened, with a note, see `MAISILib.files.straightening`.
 
     Args:
         path: A label map in NIfTI or NRRD, a Slicer segmentation (``.seg.nrrd``) or a DICOM-SEG file of any name.
@@ -80,19 +89,21 @@ def read_segments(path: Path | str, names: Mapping[int, str] | None = None, *, l
     if is_dicom(path):
         return read_dicom_segmentation(path)
     if _reader(path) is nrrd:
-        array, affine, header = nrrd.read_array(path, layers=True)
+        array, affine, header = nrrd.read_array(path, layers=True, may_lean=True)
         if has_segments(header):
-            return segmentation_of(array, affine, header, path)
+            return segmentation_of(straightened(array, affine, path), header, path)
         array = array.reshape(spatial_shape(array.shape, path))
         known: dict[int, str] = {}
     else:
-        array, affine = nifti.read_array(path)
+        array, affine = nifti.read_array(path, may_lean=True)
         known = nifti.read_label_names(path)
     known |= names or {}
-    labels, notes = as_labels(array, path, "Renumber them, or give a segmentation with names (.seg.nrrd).", largest)
+    voxels = straightened(array, affine, path)
+    advice = "Renumber them, or give a segmentation with names (.seg.nrrd)."
+    labels, notes = as_labels(voxels.array, path, advice, largest)
     values = [int(value) for value in _values(labels)]
     segments = tuple(Segment(known.get(v, str(v)), v, is_named=v in known) for v in values)
-    return Segmentation(labels[..., None], affine, segments, notes)
+    return Segmentation(labels[..., None], voxels.affine, segments, (*voxels.notes, *notes))
 
 
 def _values(labels: np.ndarray) -> np.ndarray:

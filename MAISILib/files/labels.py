@@ -12,16 +12,14 @@ from MAISILib.volumes import LabelMap
 
 if TYPE_CHECKING:
     from MAISILib.anatomy.labels import LabelTable
+    from MAISILib.files.straightening import Straightened
 
 
-def label_map(
-    array: np.ndarray, affine: np.ndarray, table: LabelTable, path: Path, source: str | None = None
-) -> LabelMap:
+def label_map(voxels: Straightened, table: LabelTable, path: Path, source: str | None = None) -> LabelMap:
     """The label map of voxels read from ``path``.
 
     Args:
-        array: ``(X, Y, Z)``, integers of any width, or floating point with whole numbers.
-        affine: ``(4, 4)``, voxel index to RAS+ mm.
+        voxels: ``(X, Y, Z)``, integers of any width, or floating point with whole numbers.
         table: What the labels mean. Labels that it does not list are kept: judging them is the mask check's task.
         path: For messages.
         source: Where the mask came from, in words; the file's name where not given.
@@ -29,8 +27,8 @@ def label_map(
     Raises:
         MaskError: A voxel is not a whole number from 0 to 255.
     """
-    labels, notes = as_labels(array, path, f"Renumber them with the labels of table '{table.name}'.")
-    return LabelMap(labels, affine, table, source or path.name, notes)
+    labels, notes = as_labels(voxels.array, path, f"Renumber them with the labels of table '{table.name}'.")
+    return LabelMap(labels, voxels.affine, table, source or path.name, (*voxels.notes, *notes))
 
 
 def as_labels(array: np.ndarray, path: Path, advice: str, largest: int = 255) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -23,6 +23,7 @@ from MAISILib.errors import FileFormatError, OutputError
 from MAISILib.files.atomic import atomic_path
 from MAISILib.files.checks import check_finite, check_is_file, check_size, one_channel, spatial_shape, unreadable
 from MAISILib.files.labels import label_map
+from MAISILib.files.straightening import straight_grid, straightened, straightened_volume
 from MAISILib.volumes import Grid, LabelMap, Volume, check_affine
 
 if TYPE_CHECKING:
@@ -39,13 +40,14 @@ _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 _PARSER_ERRORS = (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, OverflowError, ArithmeticError)
 
 
-def read_volume(path: Path | str, units: str = "HU", channel: int | None = None) -> Volume:
+def read_volume(path: Path | str, units: str = "HU", channel: int | None = None, *, may_lean: bool = False) -> Volume:
     """Reads a 3D image.
 
     Args:
         path: A ``.nii`` or ``.nii.gz`` file. An image with one frame (``(X, Y, Z, 1)``) counts as 3D.
         units: What its values are: ``"HU"`` or ``"arbitrary"``.
         channel: Which channel of an image with several (``(X, Y, Z, C)``) to take; ``None`` refuses such images.
+        may_lean: Straighten a sheared image, as its mask is; else it is refused.
 
     Returns:
         The image in the file's voxel order: integers where the file holds integers (also with whole-number scaling),
@@ -55,40 +57,47 @@ def read_volume(path: Path | str, units: str = "HU", channel: int | None = None)
         FileFormatError: The file is missing, damaged, no 3D scalar image, has no usable geometry, or has NaN voxels.
     """
     path = Path(path)
-    array, affine = read_array(path, channels=channel is not None)
+    array, affine = read_array(path, channels=channel is not None, may_lean=may_lean)
     array = one_channel(array, channel, path)
     check_finite(array, path)
-    return Volume(array, affine, units)
+    return straightened_volume(array, affine, units, path)
 
 
-def read_grid(path: Path | str) -> Grid:
+def read_grid(path: Path | str, *, may_lean: bool = False) -> Grid:
     """Where the voxels of an image lie, one channel or several, from its header alone.
+
+    Args:
+        path: The file.
+        may_lean: Give the straight grid of a sheared image; else it is refused.
 
     Raises:
         FileFormatError: As for `read_volume`, apart from what only the voxels show.
     """
     with _opened(Path(path)) as (image, _):
-        return Grid(tuple(image.shape[:3]), check_affine(_affine_in_mm(image), str(path)))
+        affine = check_affine(_affine_in_mm(image), str(path), may_lean=may_lean)
+        return straight_grid(Grid(tuple(image.shape[:3]), affine))
 
 
 def read_labels(path: Path | str, table: LabelTable, source: str | None = None) -> LabelMap:
-    """Reads a label map; values keep their meaning in ``table``, and a note is added where they are stored as floats.
+    """Reads a label map; values keep their meaning in ``table``. Notes say what was not as it should be.
+
+    A sheared one is straightened, see `MAISILib.files.straightening`.
 
     Raises:
         FileFormatError: As for `read_volume`.
         MaskError: A voxel is not a whole number from 0 to 255.
     """
     path = Path(path)
-    array, affine = read_array(path)
-    return label_map(array, affine, table, path, source)
+    return label_map(straightened(*read_array(path, may_lean=True), path), table, path, source)
 
 
-def read_array(path: Path, *, channels: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def read_array(path: Path, *, channels: bool = False, may_lean: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Voxels with the header's scaling applied, and the affine ``(4, 4)`` to RAS+ mm.
 
     Args:
         path: The file.
         channels: Allow an image with several channels: ``(X, Y, Z, C)``. Else voxels are ``(X, Y, Z)``.
+        may_lean: Allow a sheared affine, for whoever straightens it.
 
     Raises:
         FileFormatError: As for `read_volume`, apart from NaN voxels.
@@ -105,7 +114,7 @@ def read_array(path: Path, *, channels: bool = False) -> tuple[np.ndarray, np.nd
         stored = path.stat().st_size - (0 if compressed else int(image.dataobj.offset))
         voxel_bytes = stored_type.itemsize * math.prod(shape[3:])
         check_size(shape[:3], voxel_bytes, path, stored=stored, compressed=compressed)  # type: ignore[arg-type]
-        affine = check_affine(_affine_in_mm(image), str(path))
+        affine = check_affine(_affine_in_mm(image), str(path), may_lean=may_lean)
         array = _scaled(image.dataobj)
         while compressed and file.read(2**20):
             pass  # gzip compares its checksum only at the end of the file

@@ -19,6 +19,7 @@ import numpy as np
 from MAISILib.errors import FileFormatError
 from MAISILib.files.checks import check_finite, check_is_file, check_size, one_channel, spatial_shape, unreadable
 from MAISILib.files.labels import label_map
+from MAISILib.files.straightening import straight_grid, straightened, straightened_volume
 from MAISILib.volumes import Grid, LabelMap, Volume, check_affine
 
 if TYPE_CHECKING:
@@ -51,27 +52,32 @@ _TYPES = {
 _OPENERS: dict[str, Any] = {"gzip": gzip.open, "gz": gzip.open, "bzip2": bz2.open, "bz2": bz2.open}
 
 
-def read_volume(path: Path | str, units: str = "HU", channel: int | None = None) -> Volume:
+def read_volume(path: Path | str, units: str = "HU", channel: int | None = None, *, may_lean: bool = False) -> Volume:
     """Reads a 3D image from a ``.nrrd`` file or a ``.nhdr`` header with its data file in the same folder.
 
     Args:
         path: The file.
         units: What its values are: ``"HU"`` or ``"arbitrary"``.
         channel: Which entry of a list axis to take; ``None`` refuses images with such an axis.
+        may_lean: Straighten a sheared image, as its mask is; else it is refused.
 
     Raises:
         FileFormatError: The file is missing, damaged, no 3D scalar image, says nothing usable about its geometry, has
             NaN voxels, or keeps its data outside its folder.
     """
     path = Path(path)
-    array, affine, _ = read_array(path, layers=channel is not None)
+    array, affine, _ = read_array(path, layers=channel is not None, may_lean=may_lean)
     array = one_channel(array, channel, path)
     check_finite(array, path)
-    return Volume(array, affine, units)
+    return straightened_volume(array, affine, units, path)
 
 
-def read_grid(path: Path | str) -> Grid:
+def read_grid(path: Path | str, *, may_lean: bool = False) -> Grid:
     """Where the voxels of an image or segmentation lie, from its header alone.
+
+    Args:
+        path: The file.
+        may_lean: Give the straight grid of a sheared image; else it is refused.
 
     Raises:
         FileFormatError: As for `read_volume`, apart from what only the voxels show.
@@ -81,12 +87,14 @@ def read_grid(path: Path | str) -> Grid:
         header = _header(path, file)
         sizes = np.asarray([int(n) for n in header["sizes"]])
         directions, is_spatial = _axes(header, len(sizes), path)
-        affine = check_affine(_affine(header, directions[is_spatial], path), str(path))
-        return Grid(spatial_shape(tuple(sizes[is_spatial]), path), affine)
+        affine = check_affine(_affine(header, directions[is_spatial], path), str(path), may_lean=may_lean)
+        return straight_grid(Grid(spatial_shape(tuple(sizes[is_spatial]), path), affine))
 
 
 def read_labels(path: Path | str, table: LabelTable, source: str | None = None) -> LabelMap:
     """Reads a label map. A segmentation of Slicer's (``.seg.nrrd``) is read by its segments' MAISI labels or names.
+
+    A sheared one is straightened, see `MAISILib.files.straightening`.
 
     Raises:
         FileFormatError: As for `read_volume`.
@@ -95,19 +103,22 @@ def read_labels(path: Path | str, table: LabelTable, source: str | None = None) 
     from MAISILib.files.segmentations import has_segments, labels_of_segments
 
     path = Path(path)
-    array, affine, header = read_array(path, layers=True)
+    array, affine, header = read_array(path, layers=True, may_lean=True)
     if has_segments(header):
-        return labels_of_segments(array, affine, header, table, path, source)
-    spatial_shape(array.shape[:3] + array.shape[3:], path)
-    return label_map(array.reshape(array.shape[:3]), affine, table, path, source)
+        return labels_of_segments(straightened(array, affine, path), header, table, path, source)
+    array = array.reshape(spatial_shape(array.shape, path))
+    return label_map(straightened(array, affine, path), table, path, source)
 
 
-def read_array(path: Path, *, layers: bool = False) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+def read_array(
+    path: Path, *, layers: bool = False, may_lean: bool = False
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Voxels ``(X, Y, Z)``, affine ``(4, 4)`` to RAS+ mm, and the header.
 
     Args:
         path: The file.
         layers: Allow a list axis, as in Slicer's segmentations with overlaps; it comes last: ``(X, Y, Z, L)``.
+        may_lean: Allow a sheared affine, for whoever straightens it.
 
     Raises:
         FileFormatError: As for `read_volume`, apart from NaN voxels.
@@ -119,7 +130,7 @@ def read_array(path: Path, *, layers: bool = False) -> tuple[np.ndarray, np.ndar
         array = np.moveaxis(array, np.flatnonzero(~is_spatial), np.arange(is_spatial.sum(), array.ndim))
         if not (layers and is_spatial.sum() == 3 and array.ndim == 4):
             array = array.reshape(spatial_shape(array.shape, path))
-        affine = check_affine(_affine(header, directions[is_spatial], path), str(path))
+        affine = check_affine(_affine(header, directions[is_spatial], path), str(path), may_lean=may_lean)
     return array, affine, header
 
 

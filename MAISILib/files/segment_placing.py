@@ -17,6 +17,8 @@ from MAISILib.resampling import nearest
 def read_frame(path: Path) -> DicomFrame:
     """Where an image lies: a NIfTI or NRRD file, or the folder of a DICOM series. Only headers are read.
 
+    Of a sheared image it is the grid that `MAISILib.files.straightening` puts it on.
+
     Raises:
         FileFormatError: There is no such image, or its geometry is not usable.
     """
@@ -24,7 +26,7 @@ def read_frame(path: Path) -> DicomFrame:
         return read_dicom_series(path)
     if is_dicom(path):
         raise FileFormatError(f"{path} is one slice. Give the folder of its DICOM series ({path.parent}).")
-    return DicomFrame(read_grid(path), "")
+    return DicomFrame(read_grid(path, may_lean=True), "")
 
 
 def place_on_ct(segmentation: Segmentation, ct: Path, source: str) -> Segmentation:

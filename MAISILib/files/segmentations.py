@@ -20,6 +20,7 @@ from MAISILib.volumes import Grid, LabelMap
 
 if TYPE_CHECKING:
     from MAISILib.anatomy.labels import LabelTable
+    from MAISILib.files.straightening import Straightened
 
 #: The segment tag that keeps a segment's label value.
 LABEL_TAG = "MAISI.Label"
@@ -107,19 +108,18 @@ def has_segments(header: dict[str, Any]) -> bool:
     return "Segment0_ID" in header or "Segment0_LabelValue" in header
 
 
-def segmentation_of(array: np.ndarray, affine: np.ndarray, header: dict[str, Any], path: Path) -> Segmentation:
+def segmentation_of(voxels: Straightened, header: dict[str, Any], path: Path) -> Segmentation:
     """The segments that a NRRD header describes.
 
     Args:
-        array: ``(X, Y, Z)`` or, with overlapping segments, ``(X, Y, Z, L)``.
-        affine: ``(4, 4)``, voxel index to RAS+ mm.
+        voxels: ``(X, Y, Z)`` or, with overlapping segments, ``(X, Y, Z, L)``.
         header: The NRRD header.
         path: For messages.
 
     Raises:
         FileFormatError: The voxels are no numbers of segments, or a segment points to a layer that is not there.
     """
-    layers = array.reshape(*array.shape[:3], -1)
+    layers = voxels.array.reshape(*voxels.array.shape[:3], -1)
     whole = layers.dtype.kind in "iu" or bool((layers == np.rint(layers)).all())  # NaN is not equal to itself
     if not whole or layers.max(initial=0) > _MAX_VALUE:
         raise FileFormatError(
@@ -140,22 +140,16 @@ def segmentation_of(array: np.ndarray, affine: np.ndarray, header: dict[str, Any
             )
         tags = _tags(str(header.get(f"{prefix}Tags", "")))
         segments.append(Segment(name, value, layer, tags.get(LABEL_TAG, ""), tags.get(TERMINOLOGY_TAG, "")))
-    return Segmentation(layers, affine, tuple(segments))
+    return Segmentation(layers, voxels.affine, tuple(segments), voxels.notes)
 
 
 def labels_of_segments(
-    array: np.ndarray,
-    affine: np.ndarray,
-    header: dict[str, Any],
-    table: LabelTable,
-    path: Path,
-    source: str | None = None,
+    voxels: Straightened, header: dict[str, Any], table: LabelTable, path: Path, source: str | None = None
 ) -> LabelMap:
     """The label map of the segments in a segmentation file; overlaps are resolved as in `Segmentation.painted`.
 
     Args:
-        array: ``(X, Y, Z)`` or, with overlapping segments, ``(X, Y, Z, L)``.
-        affine: ``(4, 4)``, voxel index to RAS+ mm.
+        voxels: ``(X, Y, Z)`` or, with overlapping segments, ``(X, Y, Z, L)``.
         header: The NRRD header.
         table: What labels mean.
         path: For messages.
@@ -165,12 +159,12 @@ def labels_of_segments(
         FileFormatError: A segment points to a layer that the file does not have.
         MaskError: Segments that are not in ``table``.
     """
-    segmentation = segmentation_of(array, affine, header, path)
+    segmentation = segmentation_of(voxels, header, path)
     found = [(s, label_of_segment(s.name, s.tag, s.terminology, table)) for s in segmentation.segments]
     if unknown := [segment.name for segment, label in found if label is None]:
         raise unknown_segments(unknown, table, str(path))
     labels = segmentation.painted((segment, label) for segment, label in found if label is not None)
-    return LabelMap(labels, affine, table, source or path.name)
+    return LabelMap(labels, segmentation.affine, table, source or path.name, segmentation.notes)
 
 
 def label_of_segment(name: str, tag: str, terminology: str, table: LabelTable) -> int | None:

@@ -198,7 +198,7 @@ def _read_users_mask(bundle: Bundle, request: GenerateRequest, settings: Setting
     missing = [bundle.labels[v].name for v in settings.labels if v not in present]
     if missing:
         raise MaskError(f"{path} has no {', '.join(missing)}, which --anatomy asks for. Leave that out, or label it.")
-    ct = read_image(request.mask_ct) if request.mask_ct else None
+    ct = read_image(request.mask_ct, may_lean=True) if request.mask_ct else None
     if LabelTable.BODY in bundle.labels:
         users = add_body(users, ct)
     grid = grid_for_mask(

@@ -120,7 +120,7 @@ MASKS: dict[str, tuple[Any, Any, str]] = {
     "unknown labels": (STRANGE, None, r"does not know: 250 \(\d+ voxels\).*Known ones in it: .*liver"),
     "labels beyond 255": (PATIENT.astype(np.int16) * 3, None, "outside 0–255: 600"),
     "empty": (PATIENT * 0, None, "is empty"),
-    "sheared": (PATIENT, [[4, 2, 0, 0], [0, 4, 0, 0], [0, 0, 4, 0]], "sheared"),
+    "sheared": (PATIENT, [[4, 5, 0, 0], [0, 4, 0, 0], [0, 0, 4, 0]], "sheared"),
     "singular": (PATIENT, [[4, 4, 0, 0], [0, 0, 0, 0], [0, 0, 4, 0]], "singular"),
     "NaN": (PATIENT, [[4, 0, 0, 0], [0, 4, 0, 0], [0, 0, 4, np.nan]], "NaN or infinity"),
 }

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -16,8 +17,10 @@ from MAISILib.files.nifti import read_labels, read_volume, write_volume
 from MAISILib.generation.conditioning import prepare
 from MAISILib.generation.pipeline import generate, plan_request
 from MAISILib.generation.request import GenerateRequest
-from MAISILib.volumes import LabelMap, Volume
+from MAISILib.resampling import nearest
+from MAISILib.volumes import Grid, LabelMap, Volume
 from Testing.tiny_bundle import BODY, LIVER, LUNG, tiny_patient
+from Testing.training.users_cases import write_image
 
 
 def turned(mask: LabelMap, order: tuple[int, int, int], flips: tuple[bool, bool, bool]) -> LabelMap:
@@ -62,6 +65,23 @@ def test_image_lies_on_the_users_grid_with_the_users_labels(
     assert saved.array.dtype == np.int16
     assert np.allclose(saved.affine, mine.affine, atol=1e-4)
     assert np.array_equal(read_labels(tmp_path / "out/sample-0000/mask.nii.gz", rflow.labels).array, mine.array)
+
+
+def test_mask_of_a_tilted_gantry_is_straightened_and_that_is_told(rflow: Bundle, tmp_path: Path) -> None:
+    mine = tiny_patient()
+    sheared = mine.affine.copy()
+    sheared[1, 2] = 1.2  # 16.7° from the normal of the slices
+    hounsfield = np.where(mine.array > 0, 30, -1000).astype(np.int16)
+    write_image(tmp_path / "mask.nii.gz", mine.array, sheared)
+    write_image(tmp_path / "ct.nii.gz", hounsfield, sheared)
+    request = GenerateRequest(mask_file=tmp_path / "mask.nii.gz", mask_ct=tmp_path / "ct.nii.gz", steps=1)
+    result = generate(rflow, request)
+    assert result.mask is not None
+    assert result.image.grid.same_as(result.mask.grid)
+    own = Grid(mine.grid.shape, np.asarray(nib.load(tmp_path / "mask.nii.gz").affine))  # type: ignore[attr-defined]
+    back = nearest(result.mask.array, result.mask.grid, own)
+    assert np.array_equal(back, mine.array), "each of the user's voxels is found at its old place"
+    assert "axes meet at 73.3°" in result.provenance["mask_source"]["notes"][0]
 
 
 def test_orientation_of_the_file_does_not_change_the_picture(

@@ -1,0 +1,103 @@
+"""Puts sheared voxels, as of a CT with a tilted gantry, onto a grid whose axes are at right angles. None is lost.
+
+Every voxel moves by whole voxels: what was one slice stays one slice, shifted in its plane. So looking up the nearest
+voxel at the old places (`MAISILib.resampling.nearest`) gives back exactly what was there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from MAISILib.files.checks import check_size
+from MAISILib.volumes import Grid, Volume, is_sheared, least_angle
+
+_AIR_HU = -1000
+
+
+class Straightened(NamedTuple):
+    """Voxels on a grid whose axes are at right angles.
+
+    Args:
+        array: ``(X, Y, Z)`` or, with layers, ``(X, Y, Z, L)``.
+        affine: ``(4, 4)``, voxel index to RAS+ mm.
+        notes: What was done; empty where nothing was to do.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray
+    notes: tuple[str, ...]
+
+
+def straightened(array: np.ndarray, affine: np.ndarray, path: Path, fill: float = 0) -> Straightened:
+    """The voxels of a file on the grid of `straight_grid`; as they are where they are not sheared.
+
+    Args:
+        array: ``(X, Y, Z)`` or, with layers, ``(X, Y, Z, L)``.
+        affine: ``(4, 4)``, voxel index to RAS+ mm.
+        path: For messages.
+        fill: Value beyond the old grid.
+
+    Raises:
+        FileFormatError: The new grid is too large for this computer.
+    """
+    if not is_sheared(affine):
+        return Straightened(array, affine, ())
+    grid, places = _places(Grid(array.shape[:3], affine))  # type: ignore[arg-type]
+    layers = array.shape[3:]
+    voxel_bytes = array.itemsize * int(np.prod(layers))
+    check_size(grid.shape, voxel_bytes, path, stored=grid.voxels * voxel_bytes, compressed=False)
+    straight = np.full((*grid.shape, *layers), fill, array.dtype, order="C" if array.flags.c_contiguous else "F")
+    straight[places] = array
+    note = (
+        f"{path.name} is sheared (axes meet at {least_angle(affine):.1f}°, as with a tilted gantry). Its voxels were "
+        f"moved by whole voxels onto a straight grid of {' × '.join(map(str, grid.shape))}: none is lost, and results "
+        "lie on this grid."
+    )
+    return Straightened(straight, grid.affine, (note,))
+
+
+def straightened_volume(array: np.ndarray, affine: np.ndarray, units: str, path: Path) -> Volume:
+    """An image as `straightened` puts it, to lie beside its mask. Beyond the old grid is air, or the least value.
+
+    Raises:
+        FileFormatError: As for `straightened`.
+    """
+    if not is_sheared(affine):
+        return Volume(array, affine, units)
+    if units == "HU":
+        array = array.astype(np.result_type(array.dtype, np.int16))
+    voxels = straightened(array, affine, path, fill=_AIR_HU if units == "HU" else array.min())
+    return Volume(voxels.array, voxels.affine, units)
+
+
+def straight_grid(grid: Grid) -> Grid:
+    """The smallest grid with axes at right angles that has a voxel for each one of a sheared grid.
+
+    The axis with the smallest voxels keeps its direction and its voxel size; the next one keeps the plane of both, and
+    the third, along which slices are stacked, becomes the normal of this plane (the QR decomposition of the affine).
+    """
+    return _places(grid)[0] if is_sheared(grid.affine) else grid
+
+
+def _places(grid: Grid) -> tuple[Grid, tuple[np.ndarray, ...]]:
+    """The straight grid, and the indices of each old voxel there, for each axis ``(X, Y, Z)`` or thinner."""
+    order = np.argsort(np.round(grid.spacing, 3), kind="stable")  # shifts are rounded in the smallest voxels
+    directions, steps = np.linalg.qr(grid.affine[:3, order])
+    lengths = np.diagonal(steps)  # negative where the decomposition turned a direction around
+    affine = grid.affine.copy()
+    affine[:3, order] = directions * lengths
+    shifts = steps / lengths[:, None]  # [n, m]: by how many voxels along n one step along m moves, for m after n
+    index = np.ogrid[: grid.shape[0], : grid.shape[1], : grid.shape[2]]
+    places, size = list(index), list(grid.shape)
+    for n, axis in enumerate(order):
+        shift = sum((shifts[n, m] * index[order[m]] for m in range(n + 1, 3)), np.zeros((1, 1, 1)))
+        # As `resampling.nearest` rounds, so that each of the old places finds its voxel again.
+        moved = np.floor(np.round(shift, 9) - 1e-7 + 0.5).astype(np.intp)
+        first, last = int(moved.min()), int(moved.max())
+        places[axis] = index[axis] + (moved - first)
+        size[axis] += last - first
+        affine[:3, 3] += first * affine[:3, axis]
+    return Grid(tuple(size), affine), tuple(places)  # type: ignore[arg-type]
