@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from MAISILib.errors import MaskError, RequestError
-from MAISILib.resampling import canonical_grid, resample_labels, resample_volume
+from MAISILib.resampling import canonical_grid, nearest, resample_labels, resample_volume
 from MAISILib.volumes import Grid, LabelMap, Volume
 
 #: Voxel sizes that differ by less (relative) are the same: scanners and files write them with float32 noise.
@@ -23,6 +23,39 @@ class Box(NamedTuple):
 
     first: tuple[int, int, int]
     last: tuple[int, int, int]
+
+
+class Loss(NamedTuple):
+    """A structure of which a model's grid keeps less than half.
+
+    Args:
+        name: Of the structure.
+        label: Its number.
+        voxels: How many it has in the mask.
+        kept: How many of these show the structure where they are looked up on the model's grid.
+    """
+
+    name: str
+    label: int
+    voxels: int
+    kept: int
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.kept} of {self.voxels} voxels kept)"
+
+
+def losses(mask: LabelMap, model: LabelMap) -> list[Loss]:
+    """The structures of which a model's grid keeps less than half, by looking up each of the mask's voxels there.
+
+    Args:
+        mask: On the user's grid.
+        model: The same mask on the model's grid.
+    """
+    back = nearest(model.array, model.grid, mask.grid)
+    voxels, kept = mask.counts, mask.with_array(np.where(back == mask.array, mask.array, 0)).counts
+    few = [int(value) for value in np.flatnonzero(2 * kept[1:] < voxels[1:]) + 1]
+    names = {value: mask.table[value].name if value in mask.table else str(value) for value in few}
+    return [Loss(names[value], value, int(voxels[value]), int(kept[value])) for value in few]
 
 
 def content_box(mask: LabelMap) -> Box:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from MAISILib.anatomy.envelope import add_body
-from MAISILib.anatomy.grids import content_box
+from MAISILib.anatomy.envelope import add_body, has_body
+from MAISILib.anatomy.grids import content_box, losses
 from MAISILib.anatomy.labels import LabelTable
 from MAISILib.anatomy.library import Candidate, MaskLibrary
 from MAISILib.anatomy.masks import REGIONS, check_mask, regions_of
@@ -117,7 +117,8 @@ class MaskSource:
         within = box_of(given.model.grid, given.output.grid)
         output, changes = self._changes.apply(given.output, seed, within)
         model = self._complete(resample_labels(output, given.model.grid), str(given.source["path"]))
-        return ConditioningMask(model, output, {**given.source, "notes": list(output.notes), **changes})
+        source = {**given.source, "notes": list(output.notes), "lost": _lost(output, model), **changes}
+        return ConditioningMask(model, output, source)
 
     def from_generated(self, generated: GeneratedMask) -> ConditioningMask:
         """A mask that the mask generator has made, on the grid of the networks."""
@@ -199,7 +200,7 @@ def _read_users_mask(bundle: Bundle, request: GenerateRequest, settings: Setting
     if missing:
         raise MaskError(f"{path} has no {', '.join(missing)}, which --anatomy asks for. Leave that out, or label it.")
     ct = read_image(request.mask_ct, may_lean=True) if request.mask_ct else None
-    if LabelTable.BODY in bundle.labels:
+    if LabelTable.BODY in bundle.labels and (ct is not None or not has_body(users)):
         users = add_body(users, ct)
     grid = grid_for_mask(
         bundle,
@@ -216,7 +217,13 @@ def _read_users_mask(bundle: Bundle, request: GenerateRequest, settings: Setting
         "path": str(path.absolute()),
         "sha256": file_sha256(path),
         "notes": list(users.notes),
+        "lost": _lost(users, model),
     }
     if request.mask_ct:
         source["ct"] = {"path": str(request.mask_ct.absolute()), "sha256": file_sha256(request.mask_ct)}
     return ConditioningMask(model=model, output=users, source=source)
+
+
+def _lost(users: LabelMap, model: LabelMap) -> list[dict[str, Any]]:
+    """The structures that the networks do not see as they are in the user's mask, for the provenance."""
+    return [loss._asdict() for loss in losses(users, model)]

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from MAISILib.anatomy.envelope import MARGIN_MM, has_body
-from MAISILib.anatomy.grids import Box, content_box
+from MAISILib.anatomy.grids import Box, content_box, losses
 from MAISILib.anatomy.labels import LabelTable
 from MAISILib.anatomy.mask_report import Finding, MaskReport, examine
 from MAISILib.anatomy.masks import REGIONS, BodyRegions
 from MAISILib.errors import MaisiError
 from MAISILib.generation.mask_grid import grid_for_mask
 from MAISILib.generation.settings import recommendation
-from MAISILib.resampling import canonical_grid, nearest, to_canonical
+from MAISILib.resampling import canonical_grid, resample_labels, to_canonical
 from MAISILib.volumes import Grid, LabelMap
 
 if TYPE_CHECKING:
@@ -84,26 +84,18 @@ def _about_the_grid(mask: LabelMap, bundle: Bundle, regions: list[str]) -> list[
 
 
 def _about_losses(mask: LabelMap, grid: Grid) -> list[Finding]:
-    """What a model grid has no voxels for, by looking up each of the mask's voxels there."""
-    back = nearest(nearest(mask.array, mask.grid, grid), grid, mask.grid)
-    voxels = mask.counts
-    kept = mask.with_array(np.where(back == mask.array, mask.array, 0)).counts
-    shown = [value for value in np.flatnonzero(voxels[1:]) + 1 if kept[value] < voxels[value]]
-    gone, halved = [], []
-    for value in map(int, shown):
-        name = mask.table[value].name if value in mask.table else str(value)
-        if not kept[value]:
-            gone.append(f"{name} ({voxels[value]} voxels)")
-        elif kept[value] < voxels[value] / 2:
-            halved.append(f"{name} ({kept[value] / voxels[value]:.0%} kept)")
-    found = []
-    if gone:
-        text = f"Too small for these voxels, and lost: {', '.join(gone)}. Ask for smaller ones with --spacing."
-        found.append(Finding("warning", "size", text))
-    if halved:
-        text = f"More than half of their voxels change: {', '.join(halved)}."
-        found.append(Finding("note", "size", text))
-    return found
+    """What a model grid has no voxels for."""
+    found = losses(mask, resample_labels(mask, grid))
+    lines = []
+    if gone := [loss for loss in found if not loss.kept]:
+        text = (
+            f"Too small for these voxels, and lost: {', '.join(map(str, gone))}. Ask for smaller ones with --spacing."
+        )
+        lines.append(Finding("warning", "size", text))
+    if halved := [loss for loss in found if loss.kept]:
+        text = f"More than half of their voxels change: {', '.join(map(str, halved))}."
+        lines.append(Finding("note", "size", text))
+    return lines
 
 
 def _about_the_field_of_view(mask: LabelMap, bundle: Bundle, regions: list[str]) -> list[Finding]:

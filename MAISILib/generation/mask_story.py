@@ -7,13 +7,15 @@ from typing import Any
 
 
 def mask_story(mask_source: Mapping[str, Any] | None) -> list[str]:
-    """One line for each organ whose size was asked for, and for each change of the mask.
+    """One line for each organ whose size was asked for, for each change of the mask, and for all that it has lost.
+
+    Of a user's mask it tells the notes, too: that it was straightened, say, or where its body comes from.
 
     Args:
         mask_source: ``mask_source`` of a provenance; ``None`` where there is no mask.
 
     Returns:
-        Empty where nothing was asked for.
+        Empty where there is nothing to tell.
     """
     source = mask_source or {}
     sizes = source.get("sizes")
@@ -25,7 +27,10 @@ def mask_story(mask_source: Mapping[str, Any] | None) -> list[str]:
             f"{insertion['lesion']} of {insertion['diameter_mm']:.1f} mm in {insertion['host']} (asked for: "
             f"{insertion['asked_mm']:g} mm)"
         )
-    return lines
+    for loss in source.get("lost", ()):
+        line = f"{loss['name']}: the model's voxels keep {loss['kept']} of its {loss['voxels']} voxels"
+        lines.append(line if loss["kept"] else f"{line}, so the image does not show it")
+    return [*lines, *source.get("notes", ())] if source.get("kind") == "file" else lines
 
 
 def _size(name: str, size: Mapping[str, Any]) -> str:

@@ -87,7 +87,7 @@ def test_check_names_what_is_too_small_for_the_networks(maisi: Maisi, work: Path
     saved(LabelMap(array, np.diag([1.5, 1.5, 2.0, 1.0]), default_table()), work / "fine.nii.gz")
     told = maisi("mask", "check", "fine.nii.gz", "--bundle", "head-neck-mini")
     assert "up to 4.0 times coarser than the mask." in told.out
-    assert "warning  size: Too small for these voxels, and lost: brain stem (1 voxels)." in told.out
+    assert "warning  size: Too small for these voxels, and lost: brain stem (0 of 1 voxels kept)." in told.out
     assert "More than half of their voxels change: esophagus (" in told.out
 
 

@@ -42,5 +42,18 @@ def test_changes_are_told() -> None:
     ]
 
 
+def test_what_a_users_mask_lost_is_told_and_what_was_done_to_it() -> None:
+    lost = [
+        {"name": "hyoid", "label": 12, "voxels": 9, "kept": 0},
+        {"name": "esophagus", "label": 11, "voxels": 40, "kept": 12},
+    ]
+    notes = ["Body (label 200) added from the CT above -300 HU: 20 mL."]
+    assert mask_story({"kind": "file", "lost": lost, "notes": notes}) == [
+        "hyoid: the model's voxels keep 0 of its 9 voxels, so the image does not show it",
+        "esophagus: the model's voxels keep 12 of its 40 voxels",
+        *notes,
+    ]
+
+
 def test_a_mask_as_it_was_has_no_story() -> None:
     assert mask_story(None) == mask_story({"kind": "library", "notes": []}) == []

@@ -19,7 +19,7 @@ from MAISILib.generation.pipeline import generate, plan_request
 from MAISILib.generation.request import GenerateRequest
 from MAISILib.resampling import nearest
 from MAISILib.volumes import Grid, LabelMap, Volume
-from Testing.tiny_bundle import BODY, LIVER, LUNG, tiny_patient
+from Testing.tiny_bundle import BODY, LIVER, LUNG, LUNG_TUMOR, tiny_patient
 from Testing.training.users_cases import write_image
 
 
@@ -120,6 +120,24 @@ def test_missing_body_is_added_and_the_organs_stay(rflow: Bundle, users_mask: Ca
     assert result.mask.labels == [LIVER, LUNG, BODY]
     assert np.array_equal(np.where(result.mask.array == BODY, 0, result.mask.array), organs.array)
     assert any("guess" in note for note in result.provenance["mask_source"]["notes"])
+
+
+def test_structures_that_the_model_grid_loses_are_named_with_the_sample(
+    rflow: Bundle, users_mask: Callable[..., GenerateRequest], tmp_path: Path
+) -> None:
+    mine = tiny_patient(shape=(48, 48, 48), spacing=(4 / 3, 4 / 3, 4 / 3))
+    array = mine.array.copy()
+    array[25, 25, 24] = LUNG_TUMOR
+    request = users_mask(mine.with_array(array), steps=1)
+    sample = generate(rflow, request).samples[0]
+    lost = {"name": "lung tumor", "label": LUNG_TUMOR, "voxels": 1, "kept": 0}
+    assert sample.provenance["mask_source"]["lost"] == [lost]
+    told = sample.summary(tmp_path)["mask"]
+    assert told == ["lung tumor: the model's voxels keep 0 of its 1 voxels, so the image does not show it"]
+    assert sample.mask is not None
+    assert sample.mask.array[25, 25, 24] == LUNG_TUMOR, "the user's mask comes back as it was"
+    whole = generate(rflow, users_mask(tiny_patient(), steps=1)).samples[0]
+    assert whole.provenance["mask_source"]["lost"] == whole.summary(tmp_path)["mask"] == []
 
 
 def test_body_is_taken_from_the_ct_that_comes_along(
