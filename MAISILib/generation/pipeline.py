@@ -129,6 +129,7 @@ class _Draft:
     index: int
     mask: ConditioningMask | None
     attempts: int = 0
+    regions: tuple[int | None, int | None] = (None, None)
     latent: torch.Tensor | None = None
     image: Volume | None = None
     decode: Strategy | Windows | None = None
@@ -234,11 +235,11 @@ class _Run:
     def _diffuse_one(self, draft: _Draft, unet: Any, controlnet: Any) -> None:
         started = time.perf_counter()
         device, settings, sampling = self._plan.device, self._settings, self._settings.sampling
-        top, bottom = self._regions(draft)
+        draft.regions = self._regions(draft)
         denoiser = Denoiser(
             unet,
             controlnet,
-            Conditions(settings.modality_code, self._plan.spacing, top, bottom),
+            Conditions(settings.modality_code, self._plan.spacing, *draft.regions),
             _bits(draft.mask.model.array) if draft.mask else None,
             self._guidance(draft),
             device=device,
@@ -347,6 +348,7 @@ class _Run:
                 image = replace(image, array=np.where(mask.array > 0, image.array, low))
         image = replace(image, array=np.rint(image.array).clip(-32768, 32767).astype(np.int16))
         settings, seed = self._settings, sample_seed(self._request.seed, draft.index)
+        top, bottom = draft.regions
         provenance = shared | {
             "sample": {"index": draft.index, "seed": seed, "attempts": draft.attempts},
             "mask_source": draft.mask.source if draft.mask else None,
@@ -355,6 +357,7 @@ class _Run:
                 "spacing": list(self._plan.spacing),
                 "modality": settings.modality,
                 "modality_code": settings.modality_code,
+                "body_regions": None if top is None else {"top": top, "bottom": bottom},
                 "steps": settings.sampling.steps,
                 "schedule": self._request.schedule,
                 "solver": settings.sampling.solver,

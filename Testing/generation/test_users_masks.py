@@ -140,6 +140,17 @@ def test_structures_that_the_model_grid_loses_are_named_with_the_sample(
     assert whole.provenance["mask_source"]["lost"] == whole.summary(tmp_path)["mask"] == []
 
 
+def test_provenance_tells_the_body_regions_that_the_networks_were_given(
+    rflow: Bundle, ddpm: Bundle, users_mask: Callable[..., GenerateRequest]
+) -> None:
+    def given(bundle: Bundle, request: GenerateRequest) -> Any:
+        return generate(bundle, request).provenance["settings"]["body_regions"]
+
+    assert given(ddpm, users_mask(steps=1)) == {"top": 1, "bottom": 2}, "lung above, liver below"
+    assert given(ddpm, GenerateRequest(mask="none", body_region=["head", "chest"], steps=1)) == {"top": 0, "bottom": 1}
+    assert given(rflow, users_mask(steps=1)) is None, "its networks take none"
+
+
 def test_body_is_taken_from_the_ct_that_comes_along(
     rflow: Bundle, users_mask: Callable[..., GenerateRequest], tmp_path: Path
 ) -> None:
