@@ -94,6 +94,16 @@ def test_a_result_tells_the_sizes_that_were_asked_for(user: PanelUser, scene: An
     assert shown(scene, {"mask_source": {"sizes": {"liver": 3}}}).maskStory == []
 
 
+def test_a_result_tells_what_the_models_grid_lost_of_the_segmentation(user: PanelUser, scene: Any) -> None:
+    lost = [{"name": "hyoid", "label": 12, "voxels": 9, "kept": 0}]
+    source = {"kind": "file", "lost": lost, "notes": ["Body (label 200) added from a smooth hull."]}
+    user.panel.results.added(shown(scene, {"bundle": {"name": "b"}, "mask_source": source}).volumeNode)
+    lines = user.reads("resultLabel").splitlines()
+    assert "hyoid: the model's voxels keep 0 of its 9 voxels, so the image does not show it" in lines
+    assert "Body (label 200) added from a smooth hull." in lines
+    assert shown(scene, {"mask_source": {"kind": "file", "lost": [3], "notes": 5}}).maskStory == []
+
+
 def test_a_replay_does_not_change_a_changed_segmentation_again(user: PanelUser, scene: Any, tmp_path: Any) -> None:
     entry = shown(scene, {"bundle": {"name": "b"}, "mask_source": {"kind": "file", "variation": {"seed": 3}}})
     with pytest.raises(MaskError, match="maisi generate --replay"):
