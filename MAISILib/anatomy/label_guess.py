@@ -87,5 +87,6 @@ def guess_numbers(centers: Mapping[int, np.ndarray], table: LabelTable, where: s
         return best
     raise MaskError(
         f"{where}: what its numbers mean cannot be told from where they lie. Best: {'; '.join(map(str, guesses[:2]))}. "
-        f"Say it: --from {', '.join(LABEL_SETS)}, or a csv file with number, name and label."
+        f"Say it: --from {', '.join((*LABEL_SETS, OWN))} (the bundle's own numbers), or a csv file "
+        "with number, name and label."
     )

@@ -298,7 +298,7 @@ def _candidate(
             return Candidate(entry, True, 0.0, "size and voxel size are as asked for")
         field_of_view = [n * s for n, s in zip(size, spacing, strict=True)]
     if field_of_view is None:
-        return Candidate(entry, False, 0.0, "any size was asked for")
+        return Candidate(entry, False, 0.0, f"{_times(entry.size)} voxels of {_times(entry.spacing)} mm")
     view = field_of_view
     distance = math.dist(view, entry.field_of_view)
     reason = (

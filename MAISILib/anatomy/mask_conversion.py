@@ -118,8 +118,9 @@ def convert(
         segmentation: As `read_segments` or `read_segment_folder` gave it.
         table: The bundle's labels.
         source: The file, for messages and the report.
-        read_as: One of ``LABEL_SETS``, a csv file (see `read_label_set`), or ``"auto"``: names and codes are looked up
-            everywhere; numbers without names are told by where the structures lie.
+        read_as: One of ``LABEL_SETS``, ``"bundle"`` for the numbers of ``table``, a csv file (see `read_label_set`), or
+            ``"auto"``: names and codes are looked up everywhere; numbers without names are told by where the structures
+            lie.
 
     Raises:
         RequestError: No such list.
@@ -157,7 +158,9 @@ def _decide(
         users = read_label_set(Path(read_as), table)
         return users.title, [_by_users_list(segment, users, table) for segment in segmentation.segments]
     title, lists = "the names of its structures", [label_set(name) for name in LABEL_SETS]
-    if read_as != AUTO:
+    if read_as == OWN:
+        title = f"{table.name}'s own numbers"
+    elif read_as != AUTO:
         numbers = label_set(read_as)
         title, lists = numbers.title, [numbers, *(other for other in lists if other is not numbers)]
     elif not all(segment.is_named for segment in segmentation.segments):

@@ -146,7 +146,7 @@ def examine(mask: LabelMap) -> MaskReport:
         labels=entries,
         free=tuple(value for value in range(1, 256) if value not in used),
     )
-    found = [*(Finding("note", "labels", note) for note in mask.notes), *_about_labels(entries, mask.table)]
+    found = [*(Finding("note", "file", note) for note in mask.notes), *_about_labels(entries, mask.table)]
     if foreign := _foreign_list(profiles.centers(mask.affine), mask.table):  # then the names below are all wrong
         text = f"The numbers are of another list, by where the structures lie: {foreign}. "
         found.append(Finding("error", "labels", f"{text}Convert it: maisi mask convert --from {foreign.name}."))

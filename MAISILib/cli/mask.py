@@ -51,8 +51,8 @@ def convert_command(
         str,
         typer.Option(
             "--from",
-            help="totalsegmentator, totalsegmentator-mr, totalsegmentator-v1, vista3d, auto, or a csv file with "
-            "number, name and label.",
+            help="totalsegmentator, totalsegmentator-mr, totalsegmentator-v1, vista3d, bundle (its own numbers), auto, "
+            "or a csv file with number, name and label.",
         ),
     ] = "auto",
     ct: Annotated[

@@ -40,7 +40,7 @@ def read_segment_folder(folder: Path | str) -> Segmentation:
     for path in paths:
         is_nifti = path.name.lower().endswith(nifti.SUFFIXES)
         read = nifti.read_array if is_nifti else nrrd.read_array
-        array, affine, notes = straightened(*read(path, may_lean=True)[:2], path)
+        array, affine, notes = straightened(*read(path, may_lean=True)[:2], folder)
         grid = Grid(array.shape, affine)  # type: ignore[arg-type]
         if first is None or layers is None:
             first, layers, straightening = (path, grid), SegmentLayers(grid.shape, folder), notes

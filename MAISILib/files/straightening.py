@@ -6,6 +6,7 @@ voxel at the old places (`MAISILib.resampling.nearest`) gives back exactly what 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,15 +77,16 @@ def straightened_volume(array: np.ndarray, affine: np.ndarray, units: str, path:
 def straight_grid(grid: Grid) -> Grid:
     """The smallest grid with axes at right angles that has a voxel for each one of a sheared grid.
 
-    The axis with the smallest voxels keeps its direction and its voxel size; the next one keeps the plane of both, and
-    the third, along which slices are stacked, becomes the normal of this plane (the QR decomposition of the affine).
+    The axes of a slice keep their directions and voxel sizes where they are at right angles, and the axis along which
+    slices are stacked becomes their normal (the QR decomposition of the affine). Slices are taken to lie along the two
+    axes that are most nearly at right angles, else those whose voxel sizes are most alike, else the first two.
     """
     return _places(grid)[0] if is_sheared(grid.affine) else grid
 
 
 def _places(grid: Grid) -> tuple[Grid, tuple[np.ndarray, ...]]:
     """The straight grid, and the indices of each old voxel there, for each axis ``(X, Y, Z)`` or thinner."""
-    order = np.argsort(np.round(grid.spacing, 3), kind="stable")  # shifts are rounded in the smallest voxels
+    order = _slice_axes_first(grid)
     directions, steps = np.linalg.qr(grid.affine[:3, order])
     lengths = np.diagonal(steps)  # negative where the decomposition turned a direction around
     affine = grid.affine.copy()
@@ -101,3 +103,13 @@ def _places(grid: Grid) -> tuple[Grid, tuple[np.ndarray, ...]]:
         size[axis] += last - first
         affine[:3, 3] += first * affine[:3, axis]
     return Grid(tuple(size), affine), tuple(places)  # type: ignore[arg-type]
+
+
+def _slice_axes_first(grid: Grid) -> list[int]:
+    def unlikely(stack: int) -> tuple[float, float]:
+        a, b = (axis for axis in range(3) if axis != stack)
+        angle = np.dot(grid.affine[:3, a], grid.affine[:3, b]) / (grid.spacing[a] * grid.spacing[b])
+        return round(abs(float(angle)), 2), round(abs(math.log(grid.spacing[a] / grid.spacing[b])), 2)
+
+    stack = min((2, 1, 0), key=unlikely)
+    return [*(axis for axis in range(3) if axis != stack), stack]

@@ -107,6 +107,16 @@ def test_mirrored_numbers_are_still_told():
     assert (mask.array[::-1] == phantom.array).all()
 
 
+def test_numbers_that_nothing_tells_are_the_bundles_own_where_the_user_says_so():
+    array = np.zeros((6, 5, 4), np.uint8)
+    array[2:4] = 1
+    with pytest.raises(MaskError, match=r"cannot be told.*vista3d, bundle \(the bundle's own numbers\), or a csv"):
+        convert(numbered(array), default_table(), "lonely")
+    mask, conversion = convert(numbered(array), default_table(), "lonely", "bundle")
+    assert (mask.array == array).all()
+    assert "read as MAISI's own numbers" in str(conversion)
+
+
 def test_bundles_own_numbers_are_recognized():
     phantom = many_organs()
     mask, conversion = convert(numbered(phantom.array, phantom.affine), default_table(), "phantom")
