@@ -245,7 +245,7 @@ class GenerationJob:
                 node.SetAndObserveTransformNodeID(self._transformID)
         entry = ResultEntry(shown.volume)
         entry.keep(self.notes)
-        if entry.passed is not None:
+        if entry.checkedOrgans:
             with suppress(MaisiError):  # a check without a single organ
                 self._results.makeChart(entry)
         if not self.nodes:

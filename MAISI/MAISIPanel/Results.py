@@ -14,6 +14,8 @@ from MAISILib.errors import FileFormatError, MaskError
 from MAISILib.files.atomic import atomic_folder, write_text
 from MAISILib.files.checks import file_sha256
 from MAISILib.generation.mask_story import mask_story
+from MAISILib.quality.case_check import hu_of, read_verdict
+from MAISILib.quality.counting import counted
 from MAISILib.scene import grid_of, read_mask
 from MAISILib.scene.charts import show_hu_chart
 from MAISILib.scene.geometry import array_of
@@ -87,19 +89,23 @@ class ResultEntry:
         return str(_at(self.provenance, "bundle", "name") or "")
 
     @property
-    def passed(self) -> bool | None:
-        """Whether the HU check passed; None where nothing was checked."""
-        passed = _at(self.provenance, "quality", "passed")
-        return passed if isinstance(passed, bool) and _at(self.provenance, "quality", "organs") else None
+    def verdict(self) -> str:
+        """What the check of image and mask came to: passed, unusual, failed or not checked."""
+        return read_verdict(self.provenance.get("quality"))[0]
 
     @property
-    def verdict(self) -> str:
-        """The HU check in one line."""
-        organs = _at(self.provenance, "quality", "organs")
-        if not isinstance(organs, list) or not organs:
-            return "not checked"
-        failed = [str(_at(each, "organ")) for each in organs if not _at(each, "passed")]
-        return f"outside the expected HU: {', '.join(failed)}" if failed else f"passed ({len(organs)} organs)"
+    def qualityStory(self) -> list[str]:
+        """The verdict, and why: what was found wrong with image and mask, the worst first."""
+        verdict, findings = read_verdict(self.provenance.get("quality"))
+        if findings:
+            return [f"{verdict}: {findings[0]}", *findings[1:]]
+        organs = self.checkedOrgans
+        return [f"{verdict} ({counted(organs, 'organ')} with known HU)" if organs else verdict]
+
+    @property
+    def checkedOrgans(self) -> int:
+        """How many organs were compared with the HU that they have in patients."""
+        return len(hu_of(self.provenance.get("quality")))
 
     @property
     def maskStory(self) -> list[str]:

@@ -64,11 +64,11 @@ class ResultsSection:
         table.setRowCount(len(self._entries))
         self._items = []
         for row, entry in enumerate(self._entries):
-            verdict, hasFailed = entry.verdict, entry.passed is False  # once for the row: they read the provenance
-            for column, text in enumerate(_cells(entry)):
+            cells, story = _cells(entry), "\n".join(entry.qualityStory)  # once for the row: they read the provenance
+            for column, text in enumerate(cells):
                 item = qt.QTableWidgetItem(text)
-                item.setToolTip(verdict)
-                if column == _QUALITY and hasFailed:
+                item.setToolTip(story)
+                if column == _QUALITY and text == _verdict("failed"):
                     item.setForeground(qt.QBrush(qt.QColor(PROBLEM_COLOR)))
                 table.setItem(row, column, item)
                 self._items.append(item)
@@ -108,7 +108,7 @@ class ResultsSection:
         for button in (ui.showButton, ui.replayButton, ui.chartButton):
             button.enabled = len(selected) == 1
         ui.saveButton.enabled = ui.deleteButton.enabled = bool(selected)
-        lines = [[entry.verdict, *entry.maskStory, *entry.notes] for entry in selected[:1]]
+        lines = [[*entry.qualityStory, *entry.maskStory, *entry.notes] for entry in selected[:1]]
         ui.resultLabel.text = "\n".join(lines[0]) if len(selected) == 1 else ""
         ui.resultLabel.visible = bool(ui.resultLabel.text)
 
@@ -166,8 +166,8 @@ def _free(folder: Path) -> Path:
 def _cells(entry: Any) -> tuple[str, str, str, str]:
     seed = "–" if entry.seed is None else str(entry.seed)
     time = "–" if entry.seconds is None else durationText(entry.seconds)
-    return entry.name, seed, _verdict(entry.passed), time
+    return entry.name, seed, _verdict(entry.verdict), time
 
 
-def _verdict(passed: bool | None) -> str:
-    return {True: _("passed"), False: _("failed"), None: "–"}[passed]
+def _verdict(verdict: str) -> str:
+    return {"passed": _("passed"), "unusual": _("unusual"), "failed": _("failed")}.get(verdict, "–")

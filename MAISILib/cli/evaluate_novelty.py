@@ -31,6 +31,7 @@ def run(
     from MAISILib.cli.running import cancel_on_interrupt, progress_on_stderr
     from MAISILib.errors import RequestError
     from MAISILib.generation.progress import Progress
+    from MAISILib.quality.counting import counted
     from MAISILib.quality.image_sets import find_images
     from MAISILib.quality.novelty import check_enough, find_copies, read_signatures
     from MAISILib.volumes import Grid
@@ -74,9 +75,8 @@ def run(
         return
     typer.echo(str(report))
     for what, found in alike.items():
-        typer.echo(
-            f"MS-SSIM of {found.pairs} {what} pairs: {found.mean:.3f} ± {found.deviation:.3f} ({found.scales} scales)"
-        )
+        compared, scales = counted(found.pairs, f"{what} pair"), counted(found.scales, "scale")
+        typer.echo(f"MS-SSIM of {compared}: {found.mean:.3f} ± {found.deviation:.3f} ({scales})")
 
 
 def _line(progress: Progress) -> str:

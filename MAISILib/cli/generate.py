@@ -43,7 +43,7 @@ def run(
     accelerate: options.Accelerate = None,
     request: options.RequestFile = None,
     no_quality_check: Annotated[
-        bool, typer.Option("--no-quality-check", help="Keep every sample as it comes.")
+        bool, typer.Option("--no-quality-check", help="Keep every sample as it comes, unjudged.")
     ] = False,
     replay: Annotated[Path | None, typer.Option("--replay", help="provenance.json of a sample to make again.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("out"),

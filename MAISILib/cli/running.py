@@ -42,8 +42,8 @@ def generate_into(
         recorded: Provenance of the sample that is replayed.
 
     Returns:
-        ``{"samples": [{folder, seed, index, passed, quality, attempts, seconds, files}], "scene": path or None,
-        "seconds"}``.
+        ``{"samples": [{folder, seed, index, passed, verdict, quality, attempts, seconds, files}],
+        "scene": path or None, "seconds"}``.
     """
     from MAISILib.bundles.bundle import open_bundle
     from MAISILib.files.atomic import check_writable

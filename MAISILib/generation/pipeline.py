@@ -32,7 +32,8 @@ from MAISILib.generation.provenance import describe_run
 from MAISILib.generation.result import GenerateResult, Sample
 from MAISILib.generation.settings import Settings
 from MAISILib.generation.speed import cache_file
-from MAISILib.quality.hu_check import QualityReport, check_hu, read_ranges
+from MAISILib.quality.case_check import check_case
+from MAISILib.quality.hu_check import check_hu, read_ranges
 from MAISILib.volumes import Grid, Volume
 
 if TYPE_CHECKING:
@@ -133,7 +134,6 @@ class _Draft:
     latent: torch.Tensor | None = None
     image: Volume | None = None
     decode: Strategy | Windows | None = None
-    quality: QualityReport | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -334,8 +334,7 @@ class _Run:
             return True
         assert draft.image is not None
         self._progress(Progress("quality", 0, 1, "checking HU", draft.index))
-        draft.quality = check_hu(draft.image.array, draft.mask.model.array, self._ranges)
-        return draft.quality.passed
+        return check_hu(draft.image.array, draft.mask.model.array, self._ranges).passed
 
     def _finished(self, draft: _Draft, shared: dict[str, Any]) -> Sample:
         self._cancel.check()
@@ -346,7 +345,12 @@ class _Run:
             image = back_to(image, mask.grid, fill=low)
             if image.units == "HU":
                 image = replace(image, array=np.where(mask.array > 0, image.array, low))
-        image = replace(image, array=np.rint(image.array).clip(-32768, 32767).astype(np.int16))
+        image = replace(image, array=np.rint(image.array).clip(-32768, 32767))
+        quality = None
+        if self._request.quality_check:  # of the voxels that are written, while NaN can still be seen among them
+            self._progress(Progress("quality", 0, 1, "comparing image and mask", draft.index))
+            quality = check_case("", image, mask, self._ranges)
+        image = replace(image, array=np.nan_to_num(image.array, nan=low).astype(np.int16))
         settings, seed = self._settings, sample_seed(self._request.seed, draft.index)
         top, bottom = draft.regions
         provenance = shared | {
@@ -367,14 +371,14 @@ class _Run:
                 "decode": str(draft.decode),
             },
             "seconds": {name: round(value, 2) for name, value in draft.seconds.items()},
-            "quality": draft.quality.to_dict() if draft.quality else None,
+            "quality": quality.to_dict() if quality else None,
         }
         for name, seconds in draft.seconds.items():
             as_planned = draft.decode == self._plan.decode if name == "decode" else self._request.accelerate == "none"
             if as_planned:
                 learn(self._bundle, self._plan, name, seconds if name == "mask" else seconds / draft.attempts)
         self._progress(Progress("done", 1, 1, "finished", draft.index))
-        return Sample(draft.index, seed, image, mask, draft.quality, draft.attempts, provenance)
+        return Sample(draft.index, seed, image, mask, quality, draft.attempts, provenance)
 
 
 def _bits(labels: np.ndarray) -> torch.Tensor:

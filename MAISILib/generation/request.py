@@ -98,7 +98,7 @@ class GenerateRequest(BaseModel):
         seed: Every sample derives its own seed from it and from its index.
         count: Number of samples.
         first_index: Index of the first sample, so that sample k can be made alone.
-        quality_check: Check median HU per organ and make a failed sample again, at most twice.
+        quality_check: Check median HU per organ and make a failed sample again, at most twice; tell what else is wrong.
         decode: ``exact`` decodes as one volume, whole or in tiles as memory allows: all ways give the same. ``whole``
             allows no tiles, ``windows`` are the published overlapping windows, which do not agree at their borders.
         decode_window: Window edge in latent voxels.

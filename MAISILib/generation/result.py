@@ -13,7 +13,7 @@ from MAISILib.files.preview import write_preview
 from MAISILib.generation.mask_story import mask_story
 
 if TYPE_CHECKING:
-    from MAISILib.quality.hu_check import QualityReport
+    from MAISILib.quality.case_check import CaseCheck
     from MAISILib.volumes import LabelMap, Volume
 
 
@@ -26,8 +26,8 @@ class Sample:
         seed: Derived from the request's seed and the index.
         image: int16 HU (CT) or intensities (MR).
         mask: The full conditioning mask on the image's grid, body included; ``None`` for image-only generation.
-        quality: HU check, ``None`` where there was nothing to check.
-        attempts: How often it was generated until it passed (at most 3).
+        quality: What was found wrong with image and mask; ``None`` where the request does not want to know.
+        attempts: How often it was generated until the HU of its organs were right (at most 3).
         provenance: How it was made; enough to make it again.
     """
 
@@ -35,7 +35,7 @@ class Sample:
     seed: int
     image: Volume
     mask: LabelMap | None
-    quality: QualityReport | None
+    quality: CaseCheck | None
     attempts: int
     provenance: dict[str, Any]
 
@@ -55,7 +55,8 @@ class Sample:
             "seed": self.seed,
             "index": self.index,
             "passed": self.quality.passed if self.quality else None,
-            "quality": self.quality.summary() if self.quality else "quality not checked",
+            "verdict": self.quality.verdict if self.quality else "not checked",
+            "quality": self.quality.summary() if self.quality else "not checked",
             "attempts": self.attempts,
             "mask": mask_story(self.provenance["mask_source"]),
             "seconds": self.provenance["seconds"],
@@ -101,7 +102,7 @@ class GenerateResult:
         return self.samples[0].mask
 
     @property
-    def quality(self) -> QualityReport | None:
+    def quality(self) -> CaseCheck | None:
         """Quality of the first sample."""
         return self.samples[0].quality
 

@@ -1,10 +1,13 @@
-"""What is wrong with one image and its mask: brightness of organs, and whether the two belong together."""
+"""What is wrong with one image and its mask: brightness of organs, and whether the two belong together.
+
+The one way in which a case is judged: a sample when it is made, and any image and mask in ``maisi evaluate quality``.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from MAISILib.quality.agreement import (
     mirrored,
     threshold_dice,
 )
+from MAISILib.quality.counting import counted
 from MAISILib.quality.hu_check import OrganCheck, OrganRange, QualityReport, check_hu
 from MAISILib.resampling import to_canonical
 from MAISILib.volumes import LabelMap, Volume
@@ -26,7 +30,7 @@ _BONE_HU, _GAS_HU = 180.0, -300.0
 #: An organ whose median is never above this is full of gas.
 _GASEOUS_HU = -200.0
 #: Values are clipped to these HU before image and mask are compared: metal would outweigh all else.
-_CLIPPED = (-1000.0, 1000.0)
+_CLIPPED = (-1000, 1000)
 #: An image that varies less than this many HU shows nothing.
 _BLANK_HU = 10.0
 #: Borders in the mask are not steeper than the rest: the mask is not of this image.
@@ -34,6 +38,10 @@ _LEAST_BOUNDARY = 1.5
 #: A better mask leaves less than this part of the variance unexplained that the own mask leaves.
 _CLEARLY_LESS = 0.9
 _LITTLE_OVERLAP, _LITTLE_CONTRAST = 0.5, 0.3
+#: In larger images every second voxel along each axis stands for all, or every third …: enough for shares and means.
+_MOST_VOXELS = 4_000_000
+#: What a case comes to, the worst first.
+VERDICTS: tuple[str, ...] = ("failed", "unusual", "not checked", "passed")
 
 
 @dataclass(frozen=True)
@@ -41,11 +49,11 @@ class Finding:
     """Something that a person should know about a case.
 
     Args:
-        fails: Whether the case must not be used; else it is unusual.
+        verdict: What it makes of the case: ``failed`` (it must not be used), ``unusual`` or ``not checked``.
         text: What it is.
     """
 
-    fails: bool
+    verdict: str
     text: str
 
 
@@ -59,7 +67,7 @@ class CaseCheck:
         hu: Medians of organs against their ranges; ``None`` without a mask or a table.
         boundary_contrast: See :func:`boundary_contrast`.
         explained_variance: See :func:`explained_variance`.
-        bone_dice: Dice of the mask's bone and what a threshold finds.
+        bone_dice: Dice of the mask's bone and what a threshold finds; NaN for a mask without bone.
         gas_dice: The same of gas.
         lesions: Name → contrast to its host in HU and in deviations.
     """
@@ -75,10 +83,13 @@ class CaseCheck:
 
     @property
     def verdict(self) -> str:
-        """``passed``, ``unusual`` or ``failed``."""
-        if any(finding.fails for finding in self.findings):
-            return "failed"
-        return "unusual" if self.findings else "passed"
+        """The worst of ``VERDICTS`` that a finding has; ``passed`` without findings."""
+        return min((finding.verdict for finding in self.findings), key=VERDICTS.index, default="passed")
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether nothing failed; ``None`` where it was not checked."""
+        return None if self.verdict == "not checked" else self.verdict != "failed"
 
     @property
     def medians(self) -> dict[str, float]:
@@ -91,9 +102,8 @@ class CaseCheck:
         return {name: _or_none(getattr(self, name)) for name in names}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON. ``hu`` is what the provenance of a generated sample holds as ``quality``."""
+        """Plain data for JSON: what the provenance of a generated sample holds as ``quality``."""
         return {
-            "name": self.name,
             "verdict": self.verdict,
             "findings": [finding.text for finding in self.findings],
             **self.measures(),
@@ -103,6 +113,15 @@ class CaseCheck:
             },
             "hu": self.hu.to_dict() if self.hu else None,
         }
+
+    def summary(self) -> str:
+        """One line for people: the verdict, and why."""
+        if self.findings:
+            return f"{self.verdict} – {'; '.join(finding.text for finding in self.findings)}"
+        return f"{self.verdict} ({counted(len(self.hu.organs) if self.hu else 0, 'organ')} with known HU)"
+
+
+_NO_VALUE = Finding("failed", "the image has voxels without a value (NaN)")
 
 
 def fits_better(other: float, own: float) -> bool:
@@ -128,49 +147,112 @@ def structures_of(ranges: Sequence[OrganRange], body: int) -> dict[str, Threshol
     return found
 
 
+def read_verdict(quality: object) -> tuple[str, list[str]]:
+    """What the part ``quality`` of a provenance says.
+
+    Args:
+        quality: From :meth:`CaseCheck.to_dict`; from an earlier version, which checked HU only; or anything else.
+
+    Returns:
+        One of ``VERDICTS``, and its reasons; ``not checked`` where nothing is said.
+    """
+    if isinstance(quality, Mapping) and quality.get("verdict") in VERDICTS:
+        findings = quality.get("findings")
+        return str(quality["verdict"]), [str(text) for text in findings] if isinstance(findings, list) else []
+    organs = [organ for organ in hu_of(quality) if isinstance(organ, Mapping)]
+    off = ", ".join(str(organ.get("organ")) for organ in organs if not organ.get("passed"))
+    if not organs:
+        return "not checked", []
+    return ("failed", [f"outside the expected HU: {off}"]) if off else ("passed", [])
+
+
+def hu_of(quality: object) -> list[Any]:
+    """The organs whose HU were checked, from the part ``quality`` of a provenance, also of one that holds HU only."""
+    if not isinstance(quality, Mapping):
+        return []
+    hu = quality.get("hu") if "verdict" in quality else quality
+    organs = hu.get("organs") if isinstance(hu, Mapping) else None
+    return organs if isinstance(organs, list) else []
+
+
 def check_case(name: str, image: Volume, mask: LabelMap | None, ranges: Sequence[OrganRange]) -> CaseCheck:
     """Checks one case.
 
     Args:
         name: Of the case.
-        image: In HU.
+        image: Only a blank image is found where it is not in HU.
         mask: On the image's grid, in whatever order of voxels; without one only a blank image is found.
         ranges: The quality table; empty where the bundle has none.
     """
+    if image.units != "HU":
+        return _check_without_units(name, image)
     image = Volume(*to_canonical(image.array, image.affine), image.units)
-    values = image.array.astype(np.float32).clip(*_CLIPPED)
+    values = image.array.clip(*_CLIPPED)
     if not np.isfinite(values).all():
-        return CaseCheck(name, (Finding(True, "the image has voxels without a value (NaN)"),))
-    if float(values.max() - values.min()) < _BLANK_HU:
-        return CaseCheck(name, (Finding(True, f"the image is blank: all voxels are about {values.mean():.0f} HU"),))
+        return CaseCheck(name, (_NO_VALUE,))
+    if float(values.max()) - float(values.min()) < _BLANK_HU:
+        return CaseCheck(name, (Finding("failed", f"the image is blank: all voxels are about {values.mean():.0f} HU"),))
     if mask is None:
-        return CaseCheck(name, (Finding(False, "no mask beside the image: only blankness was checked"),))
+        return CaseCheck(name, (Finding("not checked", "there is no mask: only blankness was checked"),))
     if not mask.array.any():
-        return CaseCheck(name, (Finding(True, "the mask is empty"),))
+        return CaseCheck(name, (Finding("failed", "the mask is empty"),))
     array, affine = to_canonical(mask.array, mask.affine)
     mask = mask.with_array(array, affine=affine)
     if not mask.grid.same_as(image.grid, 0.1 * min(image.spacing)):
-        return CaseCheck(name, (Finding(True, _elsewhere(image, mask)),))
-    labels, hu = mask.array, check_hu(values, mask.array, ranges)
-    findings = [Finding(True, _off(organ)) for organ in hu.failures]
-    boundary, explained = boundary_contrast(values, labels), explained_variance(values, labels)
+        return CaseCheck(name, (Finding("failed", _elsewhere(image, mask)),))
+    hu, lesions = check_hu(values, array, ranges), _lesions(values, mask)
+    step = math.ceil((array.size / _MOST_VOXELS) ** (1 / 3))
+    boundary = boundary_contrast(values, array, step)
+    values, labels = (each[::step, ::step, ::step] for each in (values, array))
+    explained = explained_variance(values, labels)
     better = max(explained_variance(values, flipped) for flipped in mirrored(labels))
-    if fits_better(better, explained):
-        findings.insert(0, Finding(True, _percent("the mask is mirrored left to right", better, explained)))
-    elif boundary < _LEAST_BOUNDARY:
-        findings.append(
-            Finding(True, f"the mask's borders are no edges of the image ({boundary:.2f} times as steep as the rest)")
-        )
-    dice = {key: threshold_dice(values, labels, s) for key, s in structures_of(ranges, mask.table.BODY).items()}
-    for key, value in dice.items():
-        if value < _LITTLE_OVERLAP:
-            what = key.removesuffix("_dice")
-            findings.append(Finding(False, f"{what} of the mask and of the image overlap little (Dice {value:.2f})"))
-    lesions = _lesions(values, mask)
-    for lesion, (_, deviations) in lesions.items():
-        if mask.table.find(lesion).is_tumor and abs(deviations) < _LITTLE_CONTRAST:
-            findings.append(Finding(False, f"{lesion} can hardly be told from its host ({deviations:+.2f} deviations)"))
-    return CaseCheck(name, tuple(findings), hu, boundary, explained, lesions=lesions, **dice)
+    shown = structures_of(ranges, mask.table.BODY)
+    shown = {key: structure for key, structure in shown.items() if np.isin(labels, structure.labels).any()}
+    check = CaseCheck(
+        name,
+        (),
+        hu,
+        boundary,
+        explained,
+        lesions=lesions,
+        **{key: threshold_dice(values, labels, structure) for key, structure in shown.items()},
+    )
+    tumors = {lesion for lesion in lesions if mask.table.find(lesion).is_tumor}
+    return replace(check, findings=tuple(_findings(check, better, tumors)))
+
+
+def _check_without_units(name: str, image: Volume) -> CaseCheck:
+    if not np.isfinite(image.array).all():
+        return CaseCheck(name, (_NO_VALUE,))
+    if image.array.max() == image.array.min():
+        return CaseCheck(name, (Finding("failed", "the image is blank: all voxels have one value"),))
+    return CaseCheck(name, (Finding("not checked", "the image is not in HU: only blankness was checked"),))
+
+
+def _findings(check: CaseCheck, better: float, tumors: set[str]) -> Iterator[Finding]:
+    """What the figures say, the worst first.
+
+    Args:
+        check: The figures.
+        better: Which part of the variance the mask explains when it is mirrored.
+        tumors: Lesions that must be told from their host.
+    """
+    assert check.hu is not None
+    is_mirrored = fits_better(better, check.explained_variance)
+    if is_mirrored:
+        yield Finding("failed", _percent("the mask is mirrored left to right", better, check.explained_variance))
+    for organ in check.hu.failures:
+        yield Finding("failed", _off(organ))
+    if not is_mirrored and check.boundary_contrast < _LEAST_BOUNDARY:
+        how = f"{check.boundary_contrast:.2f} times as steep as the rest"
+        yield Finding("failed", f"the mask's borders are no edges of the image ({how})")
+    for what, dice in (("bone", check.bone_dice), ("gas", check.gas_dice)):
+        if dice < _LITTLE_OVERLAP:
+            yield Finding("unusual", f"{what} of the mask and of the image overlap little (Dice {dice:.2f})")
+    for lesion, (_, deviations) in check.lesions.items():
+        if lesion in tumors and abs(deviations) < _LITTLE_CONTRAST:
+            text = f"{lesion} can hardly be told from its host ({deviations:+.2f} deviations)"
+            yield Finding("unusual", text)
 
 
 def _lesions(values: np.ndarray, mask: LabelMap) -> dict[str, tuple[float, float]]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from MAISILib.errors import FileFormatError, MaskError, RequestError
 from MAISILib.files.images import read_image, read_mask
+from MAISILib.quality.counting import counted
 from MAISILib.quality.fidelity import Fidelity, compare
 from MAISILib.quality.image_sets import ImageFile, named
 from MAISILib.quality.slice_features import body_of
@@ -84,7 +85,7 @@ class CodecReport:
         """A Markdown table: figures, and errors of labels."""
         rows = [(_FIGURES[name], spread) for name, spread in self.summary().items()]
         rows += [(f"MAE HU, label {name}", spread) for name, spread in self.labels_mae().items()]
-        lines = [f"| {len(self.cases)} images | mean | ± |", "|---|---|---|"]
+        lines = [f"| {counted(len(self.cases), 'image')} | mean | ± |", "|---|---|---|"]
         return "\n".join([*lines, *(f"| {n} | {s['mean']:.4g} | {s['deviation']:.2g} |" for n, s in rows if s)])
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from MAISILib.errors import FileFormatError, MaisiError, RequestError
 from MAISILib.files.images import read_grid
 from MAISILib.files.pairs import core_name, find_pairs, natural_order
+from MAISILib.quality.counting import counted
 
 #: Spacings apart by less than this part count as the same: headers keep float32, and some programs round.
 _SAME_SPACING = 0.01
@@ -93,7 +94,7 @@ def check_spacings(sets: Sequence[Sequence[ImageFile]], what_to_do: str) -> list
 def named(problems: Sequence[str], total: int, advice: str) -> str:
     """One message about all files that cannot be used."""
     listed = " ".join(f"({number}) {text}" for number, text in enumerate(problems, 1))
-    return f"{len(problems)} of {total} images cannot be used: {listed} {advice}"
+    return f"{len(problems)} of {counted(total, 'image')} cannot be used: {listed} {advice}"
 
 
 def _in_folder(folder: Path) -> list[ImageFile]:
@@ -123,7 +124,8 @@ def _in_list(file: Path, root: Path) -> list[ImageFile]:
         raise FileFormatError(f"{file} lists no images. Write one path in each line.")
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
-        raise FileFormatError(f"{file} lists {len(missing)} files that do not exist: {', '.join(missing)}.")
+        files = counted(len(missing), "file")
+        raise FileFormatError(f"{file} lists {files} that cannot be found: {', '.join(missing)}.")
     return _unique([ImageFile(_name(path, root), path) for path in paths])
 
 

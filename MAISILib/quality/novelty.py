@@ -15,6 +15,7 @@ import numpy as np
 
 from MAISILib.errors import RequestError
 from MAISILib.files.images import read_image
+from MAISILib.quality.counting import counted
 from MAISILib.quality.image_sets import ImageFile
 from MAISILib.quality.slice_features import body_of
 from MAISILib.resampling import resample_volume, to_canonical
@@ -104,7 +105,8 @@ class NoveltyReport:
         return {"training": self.training, "copies": len(self.copies), "expected": expected, "cases": cases}
 
     def __str__(self) -> str:
-        lines = [f"{len(self.cases)} volumes against {self.training} training volumes: {len(self.copies)} copies"]
+        sets = f"{counted(len(self.cases), 'volume')} against {counted(self.training, 'training volume')}"
+        lines = [f"{sets}: {counted(len(self.copies), 'copy', 'copies')}"]
         for space, found in self.expected.items():
             apart = f"{found.low:.3g} to {found.high:.3g} apart (median {found.median:.3g})"
             lines.append(f"{space}: different patients are {apart}; a copy is below {found.copy_below:.3g}")

@@ -17,7 +17,8 @@ from MAISILib.errors import FileFormatError, MaskError
 from MAISILib.files.atomic import write_text
 from MAISILib.files.images import read_image, read_mask
 from MAISILib.quality.agreement import explained_variance
-from MAISILib.quality.case_check import CaseCheck, Finding, check_case, fits_better
+from MAISILib.quality.case_check import VERDICTS, CaseCheck, Finding, check_case, fits_better
+from MAISILib.quality.counting import counted
 from MAISILib.quality.hu_check import OrganRange
 from MAISILib.quality.image_sets import ImageFile
 from MAISILib.resampling import to_canonical
@@ -36,7 +37,6 @@ _OTHER_MASKS = 50
 _LEAST_CASES = 8
 #: An organ is unusual beyond so many deviations of the set; a deviation is at least so many HU.
 _UNUSUAL, _LEAST_DEVIATION_HU = 5.0, 5.0
-_ORDER = {"failed": 0, "unusual": 1, "passed": 2}
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,21 @@ class SetCheck:
         """How many cases have a verdict."""
         return sum(case.verdict == verdict for case in self.cases)
 
+    @property
+    def verdicts(self) -> list[str]:
+        """The verdicts worth counting, the best first; unchecked cases are rare."""
+        return [verdict for verdict in reversed(VERDICTS) if verdict != "not checked" or self.count(verdict)]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        counts = {verdict: self.count(verdict) for verdict in _ORDER}
-        return {"cases": len(self.cases), **counts, "checks": [case.to_dict() for case in self.cases]}
+        counts = {verdict.replace(" ", "_"): self.count(verdict) for verdict in VERDICTS}
+        checks = [{"name": case.name, **case.to_dict()} for case in self.cases]
+        return {"cases": len(self.cases), **counts, "checks": checks}
 
     def __str__(self) -> str:
-        counts = ", ".join(f"{self.count(verdict)} {verdict}" for verdict in reversed(_ORDER))
-        told = [f"{case.name}: {case.verdict} – {'; '.join(f.text for f in case.findings)}" for case in self.cases]
-        bad = [line for line, case in zip(told, self.cases, strict=True) if case.findings]
-        return "\n".join([f"{len(self.cases)} cases: {counts}", *bad])
+        counts = ", ".join(f"{self.count(verdict)} {verdict}" for verdict in self.verdicts)
+        bad = [f"{case.name}: {case.summary()}" for case in self.cases if case.findings]
+        return "\n".join([f"{counted(len(self.cases), 'case')}: {counts}", *bad])
 
     def write_tables(self, folder: Path) -> list[Path]:
         """Writes ``quality.json`` and ``quality.csv`` (one line for each case, a column for each organ's median HU).
@@ -138,12 +143,12 @@ def evaluate_quality(
                 pair = (to_canonical(each.array, each.affine)[0] for each in (image, mask))
                 thinned[case.name] = _thinned(*pair)
         except (FileFormatError, MaskError) as error:
-            check = CaseCheck(case.name, (Finding(True, str(error)),))
+            check = CaseCheck(case.name, (Finding("failed", str(error)),))
         checks.append(check)
         on_case(number, len(cases), case.name)
     checks = [_against_other_masks(check, thinned) for check in checks]
     checks = _against_the_set(checks)
-    worst = sorted(checks, key=lambda check: (_ORDER[check.verdict], -len(check.findings)))
+    worst = sorted(checks, key=lambda check: (VERDICTS.index(check.verdict), -len(check.findings)))
     return SetCheck(tuple(worst), tuple(ranges))
 
 
@@ -170,7 +175,7 @@ def _against_other_masks(check: CaseCheck, thinned: dict[str, _Thinned]) -> Case
         return check
     shares = f"explains {fits[best]:.0%} of the image's variance, its own {mine:.0%}"
     text = f"the mask is not this image's: even that of {best} {shares}"
-    return replace(check, findings=(Finding(True, text), *check.findings))
+    return replace(check, findings=(Finding("failed", text), *check.findings))
 
 
 def _against_the_set(checks: Sequence[CaseCheck]) -> list[CaseCheck]:
@@ -191,6 +196,6 @@ def _against_the_set(checks: Sequence[CaseCheck]) -> list[CaseCheck]:
             distance = (value - middle) / max(deviation, _LEAST_DEVIATION_HU)
             if abs(distance) > _UNUSUAL:
                 far = f"{abs(distance):.1f} deviations from the set's {middle:.0f}"
-                added.append(Finding(False, f"{organ} has {value:.0f} HU, {far}"))
+                added.append(Finding("unusual", f"{organ} has {value:.0f} HU, {far}"))
         found.append(replace(check, findings=(*check.findings, *added)))
     return found

@@ -14,12 +14,13 @@ import numpy as np
 from MAISILib.files.atomic import write_text
 from MAISILib.files.preview import draw_preview
 from MAISILib.quality.case_check import CaseCheck
+from MAISILib.quality.counting import counted
 from MAISILib.quality.hu_check import OrganRange
 from MAISILib.quality.quality_evaluation import SetCheck
 from MAISILib.volumes import LabelMap, Volume
 
 _PICTURE_WIDTH, _PICTURE_QUALITY = 900, 82
-_COLORS = {"passed": "#2f8f5b", "unusual": "#b7791f", "failed": "#c0392b"}
+_COLORS = {"passed": "#2f8f5b", "not checked": "#59636e", "unusual": "#b7791f", "failed": "#c0392b"}
 _HEADINGS = {
     "boundary_contrast": ("edges at borders", "how much steeper the image is where labels meet; about 1: no relation"),
     "explained_variance": ("explained", "part of the image's variance that the labels explain"),
@@ -60,9 +61,9 @@ def write_report(
     Raises:
         OutputError: The file cannot be written.
     """
-    counts = " ".join(f"{_badge(verdict)} {checked.count(verdict)}" for verdict in _COLORS)
+    counts = " ".join(f"{_badge(verdict)} {checked.count(verdict)}" for verdict in checked.verdicts)
     parts = [
-        f"<h1>{_text(title)}</h1><p>{len(checked.cases)} cases: {counts}</p>",
+        f"<h1>{_text(title)}</h1><p>{counted(len(checked.cases), 'case')}: {counts}</p>",
         _plots(checked.cases, checked.ranges),
         "<h2>All cases, the worst first</h2>",
         _table(checked.cases, pictures),

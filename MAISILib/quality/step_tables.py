@@ -16,6 +16,7 @@ from typing import Any
 from MAISILib.errors import FileFormatError
 from MAISILib.files.atomic import write_text
 from MAISILib.files.nifti import write_volume
+from MAISILib.quality.counting import counted
 from MAISILib.quality.fid_evaluation import Features, FidReport, OnDone, evaluate_fid
 from MAISILib.quality.image_sets import ImageFile
 from MAISILib.volumes import Volume
@@ -99,7 +100,8 @@ def measure(
     """
     without = [str(case.path) for case in cases if case.mask is None]
     if without:
-        raise FileFormatError(f"{len(without)} images have no mask beside them to make an image of: {without[0]} ...")
+        named = ", ".join([*without[:3], *(["…"] if len(without) > 3 else [])])
+        raise FileFormatError(f"{counted(len(without), 'image')} without a mask to make an image of: {named}.")
     for number, case in enumerate(cases, 1):
         for way in ways:
             _make_once(work / "images" / way.folder, case, way, make)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from MAISILib.errors import BundleError, FileFormatError, MaskError
+from MAISILib.quality.case_check import hu_of
 from MAISILib.quality.hu_check import OrganRange, check_hu, read_ranges
 from MAISILib.resources import resources_folder
 from MAISILib.scene.geometry import array_of
@@ -86,10 +87,8 @@ def show_hu_chart(scene: Any, volume: Any, segmentation: Any) -> HuChart:
 
 def rows_of_provenance(provenance: Mapping[str, Any]) -> list[OrganRow]:
     """The organs that were checked when a sample was made; empty where none were."""
-    quality = provenance.get("quality")
-    organs = quality.get("organs") if isinstance(quality, Mapping) else None
     rows = []
-    for organ in organs if isinstance(organs, list) else []:
+    for organ in hu_of(provenance.get("quality")):
         try:
             if organ["median_hu"] is not None:
                 figures = (float(organ[name]) for name in ("median_hu", "low", "high"))

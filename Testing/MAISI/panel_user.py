@@ -169,6 +169,7 @@ def write_result(folder: Path, seed: int = 0, passed: bool = True) -> Path:
     write_volume(Volume(voxels, affine, "HU"), folder / "image.nii.gz")
     write_labels(LabelMap(labels, affine, table, "test"), folder / "mask.nii.gz")
     organ = {"organ": "mandible", "labels": [137], "voxels": 60, "median_hu": 900.0, "low": 300.0, "high": 1000.0}
+    findings = [] if passed else ["mandible is too bright: median 900 HU, expected 300 to 800"]
     provenance = {
         "format": "maisi-provenance",
         "format_version": 1,
@@ -177,7 +178,11 @@ def write_result(folder: Path, seed: int = 0, passed: bool = True) -> Path:
         "sample": {"index": 0, "seed": seed},
         "settings": {"modality": "ct"},
         "mask_source": {"kind": "library", "entry": "masks/pt-1.nii.gz"},
-        "quality": {"passed": passed, "organs": [{**organ, "passed": passed}]},
+        "quality": {
+            "verdict": "passed" if passed else "failed",
+            "findings": findings,
+            "hu": {"passed": passed, "organs": [{**organ, "passed": passed}]},
+        },
         "seconds": {"diffusion": 3.0, "decode": 1.5},
     }
     (folder / "provenance.json").write_text(json.dumps(provenance), encoding="utf-8")

@@ -11,6 +11,7 @@ import numpy as np
 
 from MAISILib.anatomy.labels import LabelTable, default_table
 from MAISILib.generation.result import Sample
+from MAISILib.quality.case_check import CaseCheck, Finding
 from MAISILib.quality.hu_check import OrganCheck, QualityReport
 from MAISILib.volumes import LabelMap, Volume
 
@@ -153,7 +154,7 @@ def makeSample(
         OrganCheck("mandible", (137,), 144, 601.0, 200.0, 1000.0),
         OrganCheck("soft tissue", (200,), 3664, 220.0, -140.0, 119.0),
     )
-    quality = QualityReport(checks)
+    quality = CaseCheck("", (Finding("failed", "soft tissue is too bright"),), QualityReport(checks))
     provenance = {
         "format": "maisi-provenance",
         "format_version": 1,

@@ -51,8 +51,8 @@ def test_a_generated_sample_is_in_the_scene_with_all_that_belongs_to_it(bench: B
     assert segment.GetLabelValue() == mandible.value
 
     (entry,) = bench.logic.results.entries
-    assert (entry.seed, entry.bundle, entry.passed, entry.seconds) == (7, "head-neck-mini", False, 5.75)
-    assert entry.verdict == "outside the expected HU: soft tissue"
+    assert (entry.seed, entry.bundle, entry.verdict, entry.seconds) == (7, "head-neck-mini", "failed", 5.75)
+    assert entry.qualityStory == ["failed: soft tissue is too bright"]
     assert bench.scene.GetNumberOfNodesByClass("vtkMRMLTableNode") == 1
     assert bench.scene.GetNumberOfNodesByClass("vtkMRMLPlotChartNode") == 1
 

@@ -14,7 +14,8 @@ def test_a_result_is_shown_compared_made_again_saved_and_deleted(
     for seed in (1, 2):
         user.finish(user.generate(), seed=seed, passed=seed == 1)
     assert [row[2] for row in user.rows()] == ["passed", "failed"]
-    assert "mandible" in user.reads("resultLabel")
+    assert user.reads("resultLabel").startswith("failed: mandible is too bright: median 900 HU")
+    assert user.find("resultsTable").item(1, 2).toolTip() == user.reads("resultLabel").splitlines()[0]
     user.select(0, 1)
     user.press("compareButton")
     assert "100 % of the voxels differ" in user.message

@@ -60,7 +60,8 @@ def test_an_entry_says_what_the_table_shows(results: Any, add: Any) -> None:
     entry = add(seed=3)
     assert results.entries == [entry]
     assert (entry.name, entry.seed, entry.bundle) == ("head-neck-mini seed 3", 3, "head-neck-mini")
-    assert (entry.passed, entry.seconds) == (False, 5.75)
+    assert (entry.verdict, entry.seconds) == ("failed", 5.75)
+    assert (entry.qualityStory, entry.checkedOrgans) == (["failed: soft tissue is too bright"], 2)
     assert entry.notes == ["The grid is oblique."]
 
 
@@ -71,15 +72,39 @@ def test_other_volumes_of_the_scene_are_no_results(results: Any, add: Any) -> No
 
 
 @pytest.mark.parametrize(
-    "text", [None, "", "{", "[1]", '{"quality": 3, "request": [], "seconds": "x", "bundle": null}']
+    "text",
+    [
+        None,
+        "",
+        "{",
+        "[1]",
+        '{"quality": 3, "request": [], "seconds": "x", "bundle": null}',
+        '{"quality": {"verdict": ["failed"], "findings": "x", "hu": {"organs": 3}}}',
+    ],
 )
 def test_a_strange_provenance_makes_a_poor_entry_but_no_error(results: Any, add: Any, text: str | None) -> None:
     entry = add()
     entry.volumeNode.SetAttribute("MAISI.Provenance", text)
-    assert (entry.seed, entry.bundle, entry.passed, entry.seconds) == (None, "", None, None)
-    assert entry.verdict == "not checked"
+    assert (entry.seed, entry.bundle, entry.seconds) == (None, "", None)
+    assert (entry.verdict, entry.qualityStory, entry.checkedOrgans) == ("not checked", ["not checked"], 0)
     with pytest.raises(FileFormatError, match="only generated images"):
         entry.writeReplay(Path("unused"))
+
+
+def test_an_unusual_image_is_told_with_its_reasons_and_an_old_one_by_its_organs(results: Any, add: Any) -> None:
+    entry = add()
+    provenance = entry.provenance
+    organs = provenance["quality"]["hu"]["organs"]
+    reasons = ["bone of the mask and of the image overlap little (Dice 0.31)", "target can hardly be told"]
+    provenance["quality"] = {"verdict": "unusual", "findings": reasons, "hu": {"passed": True, "organs": organs[:1]}}
+    entry.volumeNode.SetAttribute("MAISI.Provenance", json.dumps(provenance))
+    assert (entry.verdict, entry.qualityStory) == ("unusual", [f"unusual: {reasons[0]}", reasons[1]])
+    provenance["quality"] = {"passed": False, "organs": organs}  # before image and mask were compared
+    entry.volumeNode.SetAttribute("MAISI.Provenance", json.dumps(provenance))
+    assert (entry.verdict, entry.qualityStory) == ("failed", ["failed: outside the expected HU: soft tissue"])
+    provenance["quality"] = {"passed": True, "organs": organs[:1]}
+    entry.volumeNode.SetAttribute("MAISI.Provenance", json.dumps(provenance))
+    assert entry.qualityStory == ["passed (1 organ with known HU)"]
 
 
 def test_showing_a_result_puts_it_into_all_views_and_hides_the_other_segmentations(results: Any, add: Any) -> None:

@@ -102,7 +102,7 @@ def test_novelty_finds_the_copy(maisi: Maisi, work: Path, tiny: Path) -> None:
     assert outcome.json["cases"][0]["latent"][0]["name"] == "p3"
     assert outcome.json["diversity"]["training"]["pairs"] == 10
     text = maisi("evaluate", "novelty", "made", "known", *options, "--pairs", 0).out
-    assert "2 volumes against 5 training volumes: 1 copies" in text
+    assert "2 volumes against 5 training volumes: 1 copy" in text
 
 
 def test_novelty_refuses(refused: Maisi, work: Path, tiny: Path) -> None:

@@ -15,13 +15,13 @@ from MAISILib.generation import pipeline
 from MAISILib.generation.pipeline import generate, generate_samples
 from MAISILib.generation.progress import CancelToken, Progress, interruptible
 from MAISILib.generation.request import GenerateRequest
+from MAISILib.quality.hu_check import OrganRange
 
 
 @pytest.mark.parametrize("stage", ["mask", "load", "diffusion", "decode", "quality"])
 def test_cancel_is_heard_at_each_stage(rflow: Bundle, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     monkeypatch.setattr(Bundle, "quality_path", lambda self: self.folder / "labels.csv")
-    monkeypatch.setattr(pipeline, "read_ranges", lambda path: [pipeline.QualityReport(())])
-    monkeypatch.setattr(pipeline, "check_hu", lambda *arguments: pipeline.QualityReport(()))
+    monkeypatch.setattr(pipeline, "read_ranges", lambda path: [OrganRange("liver", (1,), -5000.0, 5000.0)])
     token, news = CancelToken(), []
 
     def on_progress(progress: Progress) -> None:

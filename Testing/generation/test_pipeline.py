@@ -37,7 +37,7 @@ def with_ranges(tiny: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch) ->
     def make(*attempts: list[OrganRange]) -> Bundle:
         bundle = tiny(with_masks=1, quality="quality.csv")
         (bundle.folder / "quality.csv").write_text("organ,labels\n")
-        monkeypatch.setattr(pipeline, "read_ranges", lambda path: attempts[0])
+        monkeypatch.setattr(pipeline, "read_ranges", lambda path: attempts[-1])
         check, turns = pipeline.check_hu, iter(attempts)
         monkeypatch.setattr(pipeline, "check_hu", lambda image, mask, _: check(image, mask, next(turns, attempts[-1])))
         return bundle
@@ -128,7 +128,9 @@ def test_image_without_a_mask(bundle: Bundle) -> None:
     request = GenerateRequest(mask="none", body_region=["chest"], output_size=(20, 16, 24), spacing=(2, 2, 3))
     result = generate(bundle, request)
     assert result.mask is None
-    assert result.quality is None
+    assert result.quality is not None
+    assert (result.quality.verdict, result.quality.hu) == ("not checked", None)
+    assert "no mask" in result.quality.summary()
     assert result.image.array.shape == (20, 16, 24)
     assert result.image.spacing == pytest.approx((2, 2, 3))
     assert np.allclose(result.image.grid.center, 0)
@@ -177,8 +179,9 @@ def test_failed_sample_is_made_again_twice_then_kept_and_marked(with_ranges: Cal
     result = generate(bundle, GenerateRequest(steps=1))
     assert result.samples[0].attempts == 3
     assert result.quality is not None
-    assert not result.quality.passed
-    assert result.provenance["quality"]["passed"] is False
+    assert result.quality.verdict == "failed"
+    assert "liver is too dark: median" in result.quality.summary()
+    assert result.provenance["quality"]["hu"]["passed"] is False
     assert result.provenance["sample"]["attempts"] == 3
     unchecked = generate(bundle, GenerateRequest(steps=1, quality_check=False))
     assert (unchecked.samples[0].attempts, unchecked.quality) == (1, None)
@@ -190,8 +193,9 @@ def test_sample_that_passes_the_second_time_is_kept(with_ranges: Callable[..., B
     sample = generate(with_ranges(IMPOSSIBLE, anything), GenerateRequest(steps=1)).samples[0]
     assert sample.attempts == 2
     assert sample.quality is not None
-    assert sample.quality.passed
-    assert sample.quality.organs[0].organ == "liver"
+    assert sample.quality.hu is not None
+    assert sample.quality.hu.passed
+    assert sample.quality.hu.organs[0].organ == "liver"
 
 
 def test_only_failed_samples_are_made_again(with_ranges: Callable[..., Bundle]) -> None:
@@ -236,7 +240,7 @@ def test_progress_tells_each_stage_in_order(rflow: Bundle) -> None:
     news: list[maisi.Progress] = []
     generate(rflow, GenerateRequest(steps=3), on_progress=news.append)
     stages = list(dict.fromkeys(progress.stage for progress in news))
-    assert stages == ["mask", "load", "diffusion", "decode", "done"]
+    assert stages == ["mask", "load", "diffusion", "decode", "quality", "done"]
     assert [(p.done, p.total) for p in news if p.stage == "diffusion"] == [(1, 3), (2, 3), (3, 3)]
 
 

@@ -171,7 +171,7 @@ def test_lists_start_from_their_root_and_name_what_is_missing(real: Path, tmp_pa
     names = tmp_path / "names.txt"
     names.write_text("# two of them\np0_ct.nii.gz\n\np2_ct.nii.gz\n")
     assert [image.name for image in find_images(names, real)] == ["p0", "p2"]
-    with pytest.raises(FileFormatError, match=r"2 files that do not exist: .*p0_ct.nii.gz, .*p2_ct.nii.gz"):
+    with pytest.raises(FileFormatError, match=r"2 files that cannot be found: .*p0_ct.nii.gz, .*p2_ct.nii.gz"):
         find_images(names)
 
 

@@ -37,7 +37,6 @@ def test_organs_of_known_brightness_pass() -> None:
     assert report.passed
     assert report.failures == []
     assert [(o.organ, o.voxels, o.median_hu) for o in report.organs] == [("liver", 256, 60.0), ("kidney", 256, 30.0)]
-    assert report.summary() == "passed (2 organs)"
 
 
 def test_organ_out_of_range_fails_by_name_and_number() -> None:
@@ -46,7 +45,6 @@ def test_organ_out_of_range_fails_by_name_and_number() -> None:
     report = check_hu(image, labels, [LIVER, KIDNEY])
     assert not report.passed
     assert [o.organ for o in report.failures] == ["liver"]
-    assert report.summary() == "failed: liver 400 HU (expected -20 to 160)"
 
 
 def test_bounds_belong_to_the_range() -> None:
@@ -91,10 +89,10 @@ def test_organ_of_a_few_voxels_is_not_checked(voxels: int, checked: bool) -> Non
     assert report.passed is not checked
 
 
-def test_nothing_to_check_is_said_and_passes() -> None:
+def test_nothing_to_check_passes() -> None:
     report = check_hu(np.zeros((4, 4, 4)), np.zeros((4, 4, 4), np.uint8), [LIVER])
     assert report.passed
-    assert report.summary() == "not checked (no organ with known HU)"
+    assert report.organs == ()
 
 
 def test_report_goes_into_a_sidecar_file() -> None:
@@ -119,7 +117,7 @@ def test_lungs_include_the_right_lower_lobe(shipped: dict[str, OrganRange]) -> N
     """Label 32 is left out by the published script."""
     labels = np.full((4, 4, 4), 32, np.uint8)
     ranges = list(shipped.values())
-    assert check_hu(np.full(labels.shape, -800.0), labels, ranges).summary() == "passed (1 organs)"
+    assert check_hu(np.full(labels.shape, -800.0), labels, ranges).passed
     assert not check_hu(np.full(labels.shape, 50.0), labels, ranges).passed
 
 

@@ -18,8 +18,9 @@ import pytest
 from PIL import Image
 
 from MAISILib.anatomy.labels import default_table
+from MAISILib.quality import case_check
 from MAISILib.quality.agreement import boundary_contrast, contrast_to_host, explained_variance, mirrored
-from MAISILib.quality.case_check import CaseCheck, check_case
+from MAISILib.quality.case_check import CaseCheck, check_case, hu_of, read_verdict
 from MAISILib.quality.hu_check import OrganRange
 from MAISILib.quality.image_sets import find_images
 from MAISILib.quality.quality_evaluation import SetCheck, evaluate_quality, read_or_nothing
@@ -36,6 +37,7 @@ from Testing.quality.image_folders import (
     patient_and_mask,
     volume,
     write_case,
+    write_ct,
 )
 
 RANGES = [
@@ -117,8 +119,41 @@ def test_lesion_like_its_host_is_unusual() -> None:
 
 def test_image_without_a_mask_is_said_to_be_unchecked() -> None:
     found = check(patient_and_mask(0)[0], None)
-    assert (found.verdict, found.hu) == ("unusual", None)
+    assert (found.verdict, found.passed, found.hu) == ("not checked", None, None)
     assert "no mask" in texts(found)
+
+
+def test_mask_without_bone_and_gas_is_not_held_against_them() -> None:
+    image, mask = patient_and_mask(0)
+    found = check(image, mask.with_array(np.where(np.isin(mask.array, (BONE, GAS)), BODY, mask.array).astype(np.uint8)))
+    assert (found.verdict, found.measures()["bone_dice"]) == ("passed", None)
+
+
+def test_large_image_is_judged_by_a_part_of_its_voxels(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, mask = patient_and_mask(0)
+    finer, labels = (np.kron(array, np.ones((2, 2, 2), array.dtype)) for array in (image, mask.array))
+    affine = volume(finer).affine
+    pairs = [(finer, mask.with_array(array, affine=affine)) for array in (labels, labels[::-1].copy())]
+    whole = [check(*pair) for pair in pairs]
+    monkeypatch.setattr(case_check, "_MOST_VOXELS", 10_000)  # every second voxel along each axis
+    for pair, expected in zip(pairs, whole, strict=True):
+        found = check(*pair)
+        assert (found.verdict, found.hu) == (expected.verdict, expected.hu)
+        assert found.measures() == pytest.approx(expected.measures(), rel=0.01)
+    assert [found.verdict for found in whole] == ["passed", "failed"]
+
+
+def test_verdict_is_read_back_from_a_provenance_of_any_version() -> None:
+    image, mask = patient_and_mask(0)
+    image[mask.array == LIVER] += 200
+    found = check(image, mask)
+    assert read_verdict(found.to_dict()) == ("failed", [finding.text for finding in found.findings])
+    assert found.hu is not None
+    assert read_verdict(found.hu.to_dict()) == ("failed", ["outside the expected HU: liver"])
+    assert read_verdict({"passed": True, "organs": [{"organ": "liver", "passed": True}]}) == ("passed", [])
+    for nothing in (None, 3, {}, {"organs": []}, {"verdict": "splendid"}, {"verdict": "failed", "hu": 3}):
+        assert read_verdict(nothing)[1] == []
+        assert hu_of(nothing) == []
 
 
 def test_boundary_contrast_falls_with_a_shift_and_explained_variance_too() -> None:
@@ -194,6 +229,15 @@ def test_folder_is_judged_worst_first(folder: Folder) -> None:
 
 def test_mask_of_another_case_is_found(folder: Folder) -> None:
     assert re.search(r"not this image's: even that of sound-\d explains", texts(folder.verdict("swapped <1>")))
+
+
+def test_one_case_and_unchecked_ones_are_counted_as_such(tmp_path: Path) -> None:
+    write_ct(tmp_path / "alone_ct.nii.gz", patient_and_mask(0)[0])
+    checked = evaluate_quality(find_images(tmp_path), default_table(), RANGES)
+    assert str(checked).splitlines() == [
+        "1 case: 0 passed, 1 not checked, 0 unusual, 0 failed",
+        "alone: not checked – there is no mask: only blankness was checked",
+    ]
 
 
 def test_files_that_cannot_be_read_are_named(folder: Folder) -> None:
