@@ -132,7 +132,7 @@ def read_label_set(path: Path, table: LabelTable) -> LabelSet:
     over. ``label`` is a name or number of the bundle's labels, or ``ignore``; without one, the name decides.
 
     Args:
-        path: The file, UTF-8.
+        path: The file, UTF-8, with commas, semicolons or tabs between columns.
         table: The bundle's labels.
 
     Raises:
@@ -171,11 +171,13 @@ def _columns_and_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]
     if not path.is_file():
         raise FileFormatError(f"{path} does not exist. Give a csv file, or one of {', '.join(LABEL_SETS)}, auto.")
     try:
-        reader = csv.reader(path.read_text(encoding="utf-8-sig").splitlines())
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        separator = max(",;\t", key=lines[0].count) if lines else ","  # spreadsheets of many countries write semicolons
+        reader = csv.reader(lines, delimiter=separator)
         heading = [cell.strip().lower() for cell in next(reader, [])]
         rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise FileFormatError(f"{path} cannot be read as csv in UTF-8: {error}.") from None
+        raise FileFormatError(f"{path} cannot be read as csv in UTF-8: {error}. Save it as CSV UTF-8.") from None
     columns = [_HEADINGS.get(cell, cell if cell in ("number", "name", "label") else "") for cell in heading]
     if not {"number", "name"} & set(columns):
         raise FileFormatError(

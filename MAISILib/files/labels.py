@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from MAISILib.anatomy.labels import LabelTable
     from MAISILib.files.straightening import Straightened
 
+#: A label map with more numbers than this outside of the allowed ones is none: no list of structures is so long.
+_MOST_LABELS = 300
+
 
 def label_map(voxels: Straightened, table: LabelTable, path: Path, source: str | None = None) -> LabelMap:
     """The label map of voxels read from ``path``.
@@ -56,6 +59,11 @@ def as_labels(array: np.ndarray, path: Path, advice: str, largest: int = 255) ->
         notes = (f"{path.name}: labels are stored as {array.dtype}; read as whole numbers.",)
     if array.dtype != np.uint8:
         outside = np.unique(array[(array < 0) | (array > largest)])
+        if outside.size > _MOST_LABELS:
+            raise MaskError(
+                f"{path} holds {outside.size:,} values outside 0–{largest}: {_listed(outside)}. It is an image, not a "
+                "label map. Give the segmentation of it."
+            )
         if outside.size:
             raise MaskError(f"{path} holds labels outside 0–{largest}: {_listed(outside)}. {advice}")
     wide = largest > 255 and array.max(initial=0) > 255

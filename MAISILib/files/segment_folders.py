@@ -36,14 +36,13 @@ def read_segment_folder(folder: Path | str) -> Segmentation:
     segments: list[Segment] = []
     empty: list[str] = []
     first: tuple[Path, Grid] | None = None
-    straightening: tuple[str, ...] = ()  # told once: all files have one grid
     for path in paths:
         is_nifti = path.name.lower().endswith(nifti.SUFFIXES)
         read = nifti.read_array if is_nifti else nrrd.read_array
-        array, affine, notes = straightened(*read(path, may_lean=True)[:2], folder)
+        array, affine = read(path, may_lean=True)[:2]
         grid = Grid(array.shape, affine)  # type: ignore[arg-type]
         if first is None or layers is None:
-            first, layers, straightening = (path, grid), SegmentLayers(grid.shape, folder), notes
+            first, layers = (path, grid), SegmentLayers(grid.shape, folder)
         elif not grid.same_as(first[1], tolerance=0.01):
             raise FileFormatError(
                 f"{path} lies on another grid than {first[0].name} ({_times(grid)} against {_times(first[1])}, or "
@@ -65,8 +64,9 @@ def read_segment_folder(folder: Path | str) -> Segmentation:
         segments.append(Segment(name, *layers.add(inside, box)))
     if first is None or layers is None:
         raise FileFormatError(f"{folder} holds no structures ({', '.join(_SUFFIXES)}).")
+    array, affine, notes = straightened(layers.stacked(), first[1].affine, folder)
     left_out = (f"Empty structures were left out: {', '.join(empty)}.",) if empty else ()
-    return Segmentation(layers.stacked(), first[1].affine, tuple(segments), (*straightening, *left_out))
+    return Segmentation(array, affine, tuple(segments), (*notes, *left_out))
 
 
 def _name(path: Path) -> str:

@@ -7,12 +7,15 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from MAISILib.anatomy.grids import Box, model_grid
+from MAISILib.errors import MaskError
 from MAISILib.resampling import canonical_grid
 from MAISILib.volumes import Grid
 
 if TYPE_CHECKING:
     from MAISILib.bundles.bundle import Bundle
 
+#: No mask of a patient is smaller (mm); one whose header counts in meters is.
+_LEAST_EXTENT_MM = 3.0
 #: Air around the patient in a model grid made for a user's mask: a head-and-neck CT shows about that much.
 _MARGIN_MM = 10.0
 
@@ -42,10 +45,16 @@ def grid_for_mask(
         regions: Body regions that are shown, for the least field of view.
 
     Raises:
-        MaskError: No legal size covers the labels; the message says the nearest.
+        MaskError: No legal size covers the labels; the message says the nearest. Or the mask is as small as none is.
         RequestError: The field of view is too small for the bundle.
     """
     limits = bundle.manifest.limits
+    extent = mask_grid.field_of_view
+    if max(extent) < _LEAST_EXTENT_MM:
+        raise MaskError(
+            f"The mask spans {' × '.join(f'{mm:.2g}' for mm in extent)} mm, smaller than any patient. If its header "
+            "counts in meters, set it to millimeters and export the mask again."
+        )
     spacing = spacing or own_spacing(bundle, mask_grid)
 
     def fitted(sizes: list[list[int]] | None, triples: list[Size] | None = None) -> Grid:

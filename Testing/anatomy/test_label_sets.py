@@ -118,9 +118,20 @@ def test_users_list_with_a_mistake_is_refused_by_its_row(tmp_path: Path, text: s
         read_label_set(written(tmp_path, text), default_table())
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_users_list_may_come_from_any_spreadsheet(tmp_path: Path, separator: str):
+    rows = [
+        ["Nummer", "value", "structure", "label"],
+        ["a", "2", "Leber, ganz" if separator == ";" else "Leber", "liver"],
+    ]
+    found = read_label_set(written(tmp_path, "\n".join(separator.join(row) for row in rows)), default_table())
+    assert found.by_number[2].label == "liver"
+    assert found.named(rows[1][2]) is not None
+
+
 def test_users_list_that_is_missing_or_no_text(tmp_path: Path):
     with pytest.raises(FileFormatError, match="does not exist"):
         read_label_set(tmp_path / "none.csv", default_table())
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(FileFormatError, match="cannot be read as csv in UTF-8"):
+    with pytest.raises(FileFormatError, match=r"cannot be read as csv in UTF-8.*Save it as CSV UTF-8"):
         read_label_set(tmp_path / "binary.csv", default_table())

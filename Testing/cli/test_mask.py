@@ -112,13 +112,21 @@ def test_check_with_an_unknown_bundle(refused: Maisi, work: Path, name: str) -> 
     assert "There is no bundle" in refused("mask", "check", "mask.nii.gz", "--bundle", name).err
 
 
-def test_check_of_bad_files(refused: Maisi, work: Path) -> None:
+def test_check_of_bad_files(maisi: Maisi, refused: Maisi, work: Path) -> None:
     (work / "empty.nii.gz").write_bytes(b"")
     (work / "text.nii").write_text("no image", encoding="utf-8")
     write_image(work / "ct.nii.gz", np.linspace(-1000, 1000, 27, dtype=np.float32).reshape(3, 3, 3), np.eye(4))
     assert "is empty" in refused("mask", "check", "empty.nii.gz").err
     assert "cannot be read" in refused("mask", "check", "text.nii").err
     assert "no whole numbers" in refused("mask", "check", "ct.nii.gz").err
+    write_image(work / "whole.nii.gz", np.arange(-1000, 728, dtype=np.int16).reshape(12, 12, 12), np.eye(4))
+    for command in (("check", "whole.nii.gz"), ("convert", "whole.nii.gz", "-o", "x.nii.gz")):
+        assert "It is an image, not a label map" in refused("mask", *command).err
+    patient = torso()
+    saved(patient.with_array(patient.array, affine=patient.affine / 1000), work / "meters.nii.gz")
+    meters = maisi("mask", "check", "meters.nii.gz", "-b", CT_BUNDLE)
+    assert meters.code == 2
+    assert "error    size: The mask spans 0.096 × 0.08 × 0.08 mm, smaller than any patient" in meters.out
     assert "does not exist" in refused("mask", "check", "none.nii.gz").err
 
 

@@ -125,6 +125,9 @@ def test_structures_in_files_and_layers_are_straightened_together(tmp_path: Path
         inside = (patient.array == value).astype(np.uint8)
         write_image(folder / f"{default_table()[value].name}.nii.gz", inside, own.affine)
     found = read_segment_folder(folder)
+    write_image(folder / "spleen.nii.gz", patient.array, patient.affine)
+    with pytest.raises(FileFormatError, match=r"spleen\.nii\.gz lies on another grid than brain\.nii\.gz"):
+        read_segment_folder(folder)
     assert [note.split(" (")[0] for note in found.notes] == ["structures is sheared"], "told once"
     for segment in found.segments:
         layer = nearest(found.layers[..., segment.layer], found.grid, own)
