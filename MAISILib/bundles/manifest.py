@@ -50,6 +50,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
 Spacing = tuple[Positive, Positive, Positive]
 LabelValue = Annotated[int, Field(ge=1, le=255)]
+#: What a DDPM predicts: the noise, or α·ε − σ·x₀ (Salimans and Ho 2022, arXiv:2202.00512); as MONAI names them.
+PredictionType = Literal["epsilon", "v_prediction"]
 
 
 class _Record(BaseModel):
@@ -77,7 +79,8 @@ class NetworkEntry(_Record):
 class ScheduleEntry(_Record):
     """Which noise schedule the diffusion network was trained with, and in how many steps it samples by default.
 
-    ``use_timestep_transform`` and ``base_latent_voxels`` belong to rectified flow, the betas to DDPM.
+    ``use_timestep_transform`` and ``base_latent_voxels`` belong to rectified flow, the betas and ``prediction_type``
+    to DDPM; their names and values are MONAI's.
     """
 
     kind: Literal["rflow", "ddpm"]
@@ -88,6 +91,7 @@ class ScheduleEntry(_Record):
     beta_start: Positive = 0.0015
     beta_end: Positive = 0.0195
     beta_schedule: str = "scaled_linear_beta"
+    prediction_type: PredictionType = "epsilon"
 
     @model_validator(mode="before")
     @classmethod

@@ -44,7 +44,7 @@ _DDPM = "monai.networks.schedulers.ddpm.DDPMScheduler"
 #: Scheduler arguments with no bearing on sampling, and those that must have one value to mean what we do.
 _RFLOW_TRAINING = {"use_discrete_timesteps", "sample_method", "loc", "scale", "spatial_dim"}
 _RFLOW_FIXED = {"transform_scale": 1.0, "steps_offset": 0}
-_DDPM_FIXED = {"clip_sample": False, "prediction_type": "epsilon", "variance_type": "fixed_small"}
+_DDPM_FIXED = {"clip_sample": False, "variance_type": "fixed_small"}
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,7 @@ def _schedule(data: Any, where: str) -> ScheduleEntry:
             "beta_start": "beta_start",
             "beta_end": "beta_end",
             "schedule": "beta_schedule",
+            "prediction_type": "prediction_type",
         }
         # MONAI's own defaults; its clip_sample defaults to True, which is not what MAISI was trained with.
         entry = {"beta_schedule": "linear_beta", "beta_start": 1e-4, "beta_end": 2e-2, "use_timestep_transform": False}

@@ -15,7 +15,7 @@ import torch
 from MAISILib.errors import RequestError
 
 if TYPE_CHECKING:
-    from MAISILib.bundles.manifest import ScheduleEntry
+    from MAISILib.bundles.manifest import PredictionType, ScheduleEntry
 
 Mode = Literal["exact", "upstream"]
 
@@ -45,7 +45,8 @@ class FlowStep:
 class DdpmStep:
     """One step of the reverse chain, from ``time`` to the time before it.
 
-    ``x₀ = (x − sigma·ε) / alpha``; ``x ← from_clean·x₀ + from_noisy·x + deviation·noise``.
+    ``x ← from_clean·x₀ + from_noisy·x + deviation·noise``. Networks predict the noise ε or, where
+    ``predicts_velocity``, ``v = alpha·ε − sigma·x₀``.
     """
 
     time: float
@@ -54,10 +55,17 @@ class DdpmStep:
     from_clean: float
     from_noisy: float
     deviation: float
+    predicts_velocity: bool = False
 
-    def clean(self, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """The image that a state and the network's noise point to."""
-        return (x - self.sigma * noise) / self.alpha
+    def clean(self, x: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+        """The image that a state and the network's prediction point to."""
+        if self.predicts_velocity:
+            return self.alpha * x - self.sigma * predicted
+        return (x - self.sigma * predicted) / self.alpha
+
+    def noise(self, x: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+        """The noise in a state, by the network's prediction."""
+        return self.sigma * x + self.alpha * predicted if self.predicts_velocity else predicted
 
 
 @dataclass(frozen=True)
@@ -113,22 +121,34 @@ class FlowSchedule:
         part = (times.float() / self.train_timesteps).view(-1, 1, 1, 1, 1)
         return (1 - part) * clean + part * noise
 
+    def target(self, clean: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        """What the network shall predict for :meth:`noisy`: the velocity, the same at all times."""
+        return clean - noise
+
 
 @dataclass(frozen=True)
 class DdpmSchedule:
-    """DDPM with noise prediction (Ho et al. 2020, arXiv:2006.11239) and the posterior's small variance.
+    """DDPM (Ho et al. 2020, arXiv:2006.11239) with the posterior's small variance.
 
     Args:
         train_timesteps: Length T of the training chain.
         beta_start: Noise variance of its first step.
         beta_end: Noise variance of its last step.
         beta_schedule: ``scaled_linear_beta`` (linear in the square root) or ``linear_beta``.
+        prediction_type: What the network predicts: the noise (``epsilon``), or ``v_prediction`` (Salimans and Ho 2022,
+            arXiv:2202.00512), from which the image follows without a division by next to nothing near pure noise.
     """
 
     train_timesteps: int = 1000
     beta_start: float = 0.0015
     beta_end: float = 0.0195
     beta_schedule: str = "scaled_linear_beta"
+    prediction_type: PredictionType = "epsilon"
+
+    @property
+    def predicts_velocity(self) -> bool:
+        """Whether the network predicts ``v`` and not the noise."""
+        return self.prediction_type == "v_prediction"
 
     def betas(self) -> torch.Tensor:
         """Noise variances ``(T,)`` in float32."""
@@ -170,14 +190,26 @@ class DdpmSchedule:
                     from_clean=float(after**0.5 * beta_step / (1 - now)),
                     from_noisy=float(alpha_step**0.5 * (1 - after) / (1 - now)),
                     deviation=float(variance**0.5) if before >= 0 else 0.0,
+                    predicts_velocity=self.predicts_velocity,
                 )
             )
         return steps
 
     def noisy(self, clean: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         """Training input at integer ``times`` ``(N,)`` between clean and noise latents ``(N, C, X, Y, Z)``."""
+        alpha, sigma = self._parts(clean, times)
+        return alpha * clean + sigma * noise
+
+    def target(self, clean: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        """What the network shall predict for :meth:`noisy`."""
+        if not self.predicts_velocity:
+            return noise
+        alpha, sigma = self._parts(clean, times)
+        return alpha * noise - sigma * clean
+
+    def _parts(self, clean: torch.Tensor, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         signal = self.signal().to(clean.device)[times.long()].view(-1, 1, 1, 1, 1)
-        return signal**0.5 * clean + (1 - signal) ** 0.5 * noise
+        return signal**0.5, (1 - signal) ** 0.5
 
 
 def _check_count(count: int, longest: int) -> None:
@@ -192,4 +224,5 @@ def schedule_of(entry: ScheduleEntry) -> Schedule:
     """The schedule that a manifest describes."""
     if entry.kind == "rflow":
         return FlowSchedule(entry.train_timesteps, entry.use_timestep_transform, entry.base_latent_voxels)
-    return DdpmSchedule(entry.train_timesteps, entry.beta_start, entry.beta_end, entry.beta_schedule)
+    betas = entry.beta_start, entry.beta_end, entry.beta_schedule
+    return DdpmSchedule(entry.train_timesteps, *betas, entry.prediction_type)

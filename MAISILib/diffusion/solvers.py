@@ -136,9 +136,9 @@ class DdimSolver:
     ) -> torch.Tensor:
         """One evaluation per step. No noise is drawn."""
         for number, step, after in _with_next(steps):
-            noise = model(x, step.time)
-            clean = step.clean(x, noise)
-            x = clean if after is None else after.alpha * clean + after.sigma * noise
+            predicted = model(x, step.time)
+            clean = step.clean(x, predicted)
+            x = clean if after is None else after.alpha * clean + after.sigma * step.noise(x, predicted)
             on_step(number, x, clean)
         return x
 

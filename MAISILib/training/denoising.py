@@ -173,17 +173,17 @@ def condition_inputs(batch: Tensors) -> Tensors:
 
 
 def prediction_target(schedule: Schedule, batch: Tensors) -> torch.Tensor:
-    """What the UNet shall say: velocity ``clean − noise`` for rectified flow, the noise for DDPM."""
-    return batch["clean"] - batch["noise"] if isinstance(schedule, FlowSchedule) else batch["noise"]
+    """What the UNet shall say of a batch at its times."""
+    return schedule.target(batch["clean"], batch["noise"], batch["time"])
 
 
 def weight_of_times(schedule: Schedule, times: torch.Tensor, limit: float) -> torch.Tensor:
     """How much errors of the prediction weigh at ``times`` ``(N,)``, so that noise is learned as velocity would be.
 
     An error of the noise ε is one of the velocity ``α·ε − σ·x₀`` divided by α (Salimans and Ho 2022,
-    arXiv:2202.00512), so its square weighs ``1/ᾱ``, at most ``limit``. Rectified flow predicts velocity: 1.
+    arXiv:2202.00512), so its square weighs ``1/ᾱ``, at most ``limit``. Where velocity is predicted: 1.
     """
-    if isinstance(schedule, FlowSchedule):
+    if isinstance(schedule, FlowSchedule) or schedule.predicts_velocity:
         return torch.ones_like(times, dtype=torch.float32)
     return (1 / schedule.signal().to(times.device)[times]).clamp(max=limit)
 

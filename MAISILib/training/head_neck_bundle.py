@@ -45,7 +45,7 @@ ORGANS = {
 #: The trainings of UNet and ControlNet by rectified flow, each going on from the one before it.
 FLOW = ("diffusion", "diffusion-refine", "diffusion-finish")
 #: Those by DDPM; the first goes on from the last by rectified flow.
-DDPM = ("diffusion-ddpm", "diffusion-ddpm-finish")
+DDPM = ("diffusion-ddpm",)
 #: The trainings of the mask UNet.
 MASKS = ("mask-diffusion", "mask-diffusion-refine", "mask-diffusion-finish")
 _MASK_NETWORKS = {"mask_autoencoder": "mask-autoencoder", "mask_diffusion": MASKS[-1]}

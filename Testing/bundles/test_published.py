@@ -85,13 +85,21 @@ def test_reference_to_a_reference_is_followed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("prediction_type", "v_prediction"), ("clip_sample", True), ("num_train_timesteps", 0), ("x", 1)]
+    ("key", "value"), [("prediction_type", "sample"), ("clip_sample", True), ("num_train_timesteps", 0), ("x", 1)]
 )
 def test_scheduler_setting_that_would_change_the_result_is_refused(key: str, value: Any) -> None:
     data = network_json("ddpm")
     data["noise_scheduler"][key] = value
     with pytest.raises(BundleError, match="noise_scheduler"):
         parse_network_json(data, "net.json")
+
+
+def test_a_ddpm_may_predict_velocity() -> None:
+    data = network_json("ddpm")
+    data["noise_scheduler"]["prediction_type"] = "v_prediction"
+    schedule = parse_network_json(data, "net.json").schedule
+    assert schedule is not None
+    assert schedule.prediction_type == "v_prediction"
 
 
 def test_unknown_keys_are_reported() -> None:

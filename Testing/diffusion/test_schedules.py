@@ -9,6 +9,7 @@ import torch
 from monai.networks.schedulers.ddpm import DDPMScheduler
 from monai.networks.schedulers.rectified_flow import RFlowScheduler
 
+from MAISILib.bundles.manifest import PredictionType
 from MAISILib.diffusion.schedules import DdpmSchedule, FlowSchedule, Mode
 from MAISILib.diffusion.solvers import AncestralSolver, EulerSolver
 from MAISILib.errors import RequestError
@@ -28,9 +29,14 @@ def published_flow() -> RFlowScheduler:
     )
 
 
-def published_ddpm() -> DDPMScheduler:
+def published_ddpm(prediction_type: str = "epsilon") -> DDPMScheduler:
     return DDPMScheduler(
-        num_train_timesteps=1000, schedule="scaled_linear_beta", beta_start=0.0015, beta_end=0.0195, clip_sample=False
+        num_train_timesteps=1000,
+        schedule="scaled_linear_beta",
+        beta_start=0.0015,
+        beta_end=0.0195,
+        clip_sample=False,
+        prediction_type=prediction_type,
     )
 
 
@@ -134,11 +140,26 @@ def test_noisy_ddpm_has_the_signal_of_its_time() -> None:
     torch.testing.assert_close(noisy[1], float(signal**0.5) * clean[1] + float((1 - signal) ** 0.5) * noise[1])
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_what_ddpm_predicts_leads_back_to_image_and_noise(prediction: PredictionType) -> None:
+    clean, noise = torch.randn(3, 4, 2, 2, 2), torch.randn(3, 4, 2, 2, 2)
+    schedule, times = DdpmSchedule(prediction_type=prediction), torch.tensor([999, 500, 0])
+    noisy, target = schedule.noisy(clean, noise, times), schedule.target(clean, noise, times)
+    if prediction == "v_prediction":
+        torch.testing.assert_close(target, published_ddpm().get_velocity(clean, noise, times))
+    for number, step in enumerate(schedule.steps(3, 1)):
+        tolerance = 1e-6 / step.alpha
+        found = step.clean(noisy[number], target[number]), step.noise(noisy[number], target[number])
+        torch.testing.assert_close(found[0], clean[number], rtol=1e-4, atol=tolerance + 1e-4)
+        torch.testing.assert_close(found[1], noise[number], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("count", [1000, 50, 7])
-def test_upstream_ddpm_is_monai(count: int) -> None:
-    theirs = published_ddpm()
+def test_upstream_ddpm_is_monai(count: int, prediction: PredictionType) -> None:
+    theirs = published_ddpm(prediction_type=prediction)
     theirs.set_timesteps(count)
-    steps = DdpmSchedule().steps(count, 1, "upstream")
+    steps = DdpmSchedule(prediction_type=prediction).steps(count, 1, "upstream")
     assert [step.time for step in steps] == theirs.timesteps.tolist()
     start = torch.randn(1, 4, 2, 2, 2)
     ours_generator, their_generator = (torch.Generator().manual_seed(5) for _ in range(2))

@@ -8,7 +8,7 @@ import torch
 
 from MAISILib.diffusion.sampler import sample_latent
 from MAISILib.diffusion.schedules import DdpmSchedule, FlowSchedule
-from MAISILib.diffusion.solvers import AncestralSolver, DdimSolver, EulerSolver, Solver, make_solver
+from MAISILib.diffusion.solvers import AncestralSolver, DdimSolver, DpmSolver, EulerSolver, Solver, make_solver
 from MAISILib.errors import Cancelled, RequestError
 
 SHAPE = (4, 4, 4, 4)
@@ -68,6 +68,23 @@ def test_ancestral_with_a_perfect_network_finds_the_latent() -> None:
         torch.testing.assert_close(latent, target, rtol=1e-3, atol=1e-3)
     latent = sample_latent(noise, schedule, DdimSolver(), SHAPE, steps=5, seed=3)
     torch.testing.assert_close(latent, target, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("solver", [AncestralSolver(), DdimSolver(), DpmSolver()])
+def test_velocity_and_noise_of_the_same_network_make_the_same_latent(solver: Solver) -> None:
+    schedules = DdpmSchedule(), DdpmSchedule(prediction_type="v_prediction")
+    noise, signal = gaussian_network(0.7), DdpmSchedule().signal()
+
+    def velocity(x: torch.Tensor, time: float) -> torch.Tensor:
+        power = signal[int(time)]
+        found = noise(x, time)
+        return power**0.5 * found - (1 - power) ** 0.5 * (x - (1 - power) ** 0.5 * found) / power**0.5
+
+    ends = [
+        sample_latent(model, schedule, solver, SHAPE, steps=12, seed=3)
+        for model, schedule in zip((noise, velocity), schedules, strict=True)
+    ]
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-3, atol=1e-3)
 
 
 def gaussian_network(deviation: float) -> Callable[[torch.Tensor, float], torch.Tensor]:
