@@ -14,6 +14,7 @@ import numpy as np
 
 from MAISILib.errors import FileFormatError
 from MAISILib.files.checks import unreadable
+from MAISILib.files.straightening import straight_grid
 from MAISILib.volumes import Grid, check_affine
 
 #: No stack of slices is longer (mm): whole bodies are scanned over two meters.
@@ -31,7 +32,7 @@ class DicomFrame:
     """Where a scan lies, as far as its headers tell.
 
     Args:
-        grid: Its voxels; columns run along the first axis, rows along the second.
+        grid: Its voxels; columns run along the first axis, rows along the second. Straightened where it was sheared.
         frame_of_reference: UID of the coordinate system; empty where the file names none.
     """
 
@@ -81,7 +82,7 @@ def affine_of_planes(
     thickness: float,
     path: Path,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The grid of parallel slices, with empty ones where some are missing.
+    """The grid of parallel slices, with empty ones where some are missing; sheared where the gantry was tilted.
 
     Args:
         orientation: ImageOrientationPatient: directions of rows and columns, LPS.
@@ -95,7 +96,7 @@ def affine_of_planes(
         The affine ``(4, 4)`` from column, row and slice to RAS+ mm, and ``(n,)`` the slice of each position.
 
     Raises:
-        FileFormatError: The slices are uneven, sheared, or lie too far apart, or values make no sense.
+        FileFormatError: The slices are uneven, lean by more than 45°, or lie too far apart, or values make no sense.
     """
     directions = np.asarray(orientation, float).reshape(2, 3)
     steps = np.asarray(pixel_spacing, float)
@@ -114,17 +115,28 @@ def affine_of_planes(
         step = between
     else:  # gaps of one slice are averaged: each alone has few digits
         step = float(gaps[gaps < 1.5 * gaps.min()].mean()) if len(gaps) else thickness
-    numbers = (along - places[0]) / step
-    shifted = positions - positions[np.argmin(along)] - np.outer(along - places[0], normal)
-    if np.abs(numbers - np.rint(numbers)).max() > _UNEVEN or np.abs(shifted).max() > _UNEVEN * max(step, *steps):
+    heights = along - places[0]
+    shifted = positions - positions[np.argmin(along)] - np.outer(heights, normal)
+    lean = np.zeros(3)  # by how many mm slices are shifted in their plane for each mm along their normal
+    if np.abs(shifted).max() > _UNEVEN * max(step, *steps):
+        lean = heights @ shifted / max(heights @ heights, 1e-6)
+        shifted = shifted - np.outer(heights, lean)
+
+    def unevenness(step: float) -> float:
+        return float(np.abs(heights / step - np.rint(heights / step)).max())
+
+    # Where the gantry was tilted, some scanners tell the distance along the table rather than along the normal.
+    step = min((step, step / float(np.sqrt(1 + lean @ lean))), key=unevenness)
+    if unevenness(step) > _UNEVEN or np.abs(shifted).max() > _UNEVEN * max(step, *steps):
         raise FileFormatError(
-            f"{path}: its slices are not evenly spaced, or the gantry was tilted. Load it in Slicer, resample it and "
-            "save it as .nii.gz or .seg.nrrd."
+            f"{path}: its slices are not evenly spaced in one direction. Load it in Slicer, resample it and save it as "
+            ".nii.gz or .seg.nrrd."
         )
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = directions[0] * steps[1], directions[1] * steps[0]
-    affine[:3, 2], affine[:3, 3] = normal * step, positions[np.argmin(along)]
-    return check_affine(np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, str(path)), np.rint(numbers).astype(int)
+    affine[:3, 2], affine[:3, 3] = (normal + lean) * step, positions[np.argmin(along)]
+    affine = check_affine(np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, str(path), may_lean=True)
+    return affine, np.rint(heights / step).astype(int)
 
 
 def read_dicom_series(folder: Path) -> DicomFrame:
@@ -164,4 +176,4 @@ def read_dicom_series(folder: Path) -> DicomFrame:
             folder,
         )
         shape = (int(first.Columns), int(first.Rows), int(numbers.max()) + 1)
-    return DicomFrame(Grid(shape, affine), str(first.get("FrameOfReferenceUID") or ""))
+    return DicomFrame(straight_grid(Grid(shape, affine)), str(first.get("FrameOfReferenceUID") or ""))

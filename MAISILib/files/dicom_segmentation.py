@@ -17,6 +17,7 @@ from MAISILib.files.checks import check_is_file, check_size
 from MAISILib.files.dicom_geometry import affine_of_planes, needed, parsing
 from MAISILib.files.segment_layers import SegmentLayers, box_around
 from MAISILib.files.segmentations import Segment, Segmentation
+from MAISILib.files.straightening import straightened
 
 _SEGMENTATION, _LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"
 _IMPLICIT, _EXPLICIT, _DEFLATED = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99"
@@ -70,7 +71,8 @@ def read_dicom_segmentation(path: Path | str) -> Segmentation:
             for frame in frames:
                 layers[:, :, frame.slice] = pixels[frame.place].T
             segments = [_segment(item, number, 0) for number, item in described.items() if number]
-            return Segmentation(layers[..., None], affine, tuple(segments), (), frame_of_reference)
+            voxels = straightened(layers[..., None], affine, path)
+            return Segmentation(voxels.array, voxels.affine, tuple(segments), voxels.notes, frame_of_reference)
         return _from_bits(pixels, frames, described, shape, affine, frame_of_reference, path)
 
 
@@ -102,8 +104,9 @@ def _from_bits(
             continue
         place = (*box[:2], slice(box[2].start + first, box[2].stop + first))
         segments.append(_segment(item, *layers.add(inside[box], place)))
-    notes = (f"Empty structures were left out: {', '.join(empty)}.",) if empty else ()
-    return Segmentation(layers.stacked(), affine, tuple(segments), notes, frame_of_reference)
+    voxels = straightened(layers.stacked(), affine, path)
+    notes = (*voxels.notes, *((f"Empty structures were left out: {', '.join(empty)}.",) if empty else ()))
+    return Segmentation(voxels.array, voxels.affine, tuple(segments), notes, frame_of_reference)
 
 
 def _read(path: Path) -> Any:

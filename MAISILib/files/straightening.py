@@ -92,15 +92,18 @@ def _places(grid: Grid) -> tuple[Grid, tuple[np.ndarray, ...]]:
     affine = grid.affine.copy()
     affine[:3, order] = directions * lengths
     shifts = steps / lengths[:, None]  # [n, m]: by how many voxels along n one step along m moves, for m after n
-    index = np.ogrid[: grid.shape[0], : grid.shape[1], : grid.shape[2]]
+    # Counted from the voxel at the origin of space, so that parts of one scan come onto one grid.
+    anchor = np.rint(np.linalg.solve(grid.affine, [0.0, 0.0, 0.0, 1.0])[:3])
+    affine[:3, 3] += grid.affine[:3, :3] @ anchor
+    index = [i - a for i, a in zip(np.ogrid[tuple(map(slice, grid.shape))], anchor, strict=True)]
     places, size = list(index), list(grid.shape)
     for n, axis in enumerate(order):
         shift = sum((shifts[n, m] * index[order[m]] for m in range(n + 1, 3)), np.zeros((1, 1, 1)))
         # As `resampling.nearest` rounds, so that each of the old places finds its voxel again.
-        moved = np.floor(np.round(shift, 9) - 1e-7 + 0.5).astype(np.intp)
-        first, last = int(moved.min()), int(moved.max())
-        places[axis] = index[axis] + (moved - first)
-        size[axis] += last - first
+        moved = index[axis] + np.floor(np.round(shift, 9) - 1e-7 + 0.5)
+        first, last = moved.min(), moved.max()
+        places[axis] = (moved - first).astype(np.intp)
+        size[axis] = int(last - first) + 1
         affine[:3, 3] += first * affine[:3, axis]
     return Grid(tuple(size), affine), tuple(places)  # type: ignore[arg-type]
 

@@ -18,6 +18,7 @@ from MAISILib.files.dicom_geometry import read_dicom_series
 from MAISILib.files.images import read_image, read_mask, read_segments
 from MAISILib.files.segment_placing import place_on_ct
 from MAISILib.files.segmentations import find_label
+from MAISILib.resampling import nearest
 from MAISILib.volumes import Grid
 from Testing.anatomy.phantoms import label_map, tilted, turned
 from Testing.files.dicom_files import dataset_of, segment, write_dicom_segmentation, write_dicom_series
@@ -113,7 +114,13 @@ def frames_uneven(dataset: Any) -> None:
 def frames_tilted(dataset: Any) -> None:
     for group in dataset.PerFrameFunctionalGroupsSequence:
         place = group.PlanePositionSequence[0].ImagePositionPatient
-        group.PlanePositionSequence[0].ImagePositionPatient = [place[0], place[1] + 0.3 * place[2], place[2]]
+        group.PlanePositionSequence[0].ImagePositionPatient = [place[0], place[1] + 1.3 * place[2], place[2]]
+
+
+def frames_bent(dataset: Any) -> None:
+    for group in dataset.PerFrameFunctionalGroupsSequence:
+        place = group.PlanePositionSequence[0].ImagePositionPatient
+        group.PlanePositionSequence[0].ImagePositionPatient = [place[0], place[1] + 0.1 * place[2] ** 2, place[2]]
 
 
 def without_places(dataset: Any) -> None:
@@ -143,7 +150,8 @@ def strange_segment(dataset: Any) -> None:
         (lambda d: setattr(d, "BitsAllocated", 8), "pixels of 8 bits"),
         (frames_far_apart, "slices lie 1000.* mm apart"),
         (frames_uneven, "not evenly spaced"),
-        (frames_tilted, "gantry was tilted"),
+        (frames_tilted, r"sheared \(axes meet at 37\.6°"),
+        (frames_bent, "not evenly spaced in one direction"),
         (without_places, "does not say ImagePositionPatient"),
         (two_directions, "several directions"),
         (strange_segment, r"does not describe: \[9\]"),
@@ -217,6 +225,31 @@ def test_segmentation_gets_the_grid_of_its_ct(tmp_path: Path) -> None:
     again = place_on_ct(found, same, "a.dcm")
     assert (again.layers == placed.layers).all()
     assert any("was not checked" in note for note in again.notes)
+
+
+@pytest.mark.parametrize("along_the_table", [False, True])
+@pytest.mark.parametrize("lean", [(0.0, 1.2), (0.4, -0.7)])
+def test_segmentation_and_ct_of_a_tilted_gantry_come_onto_one_straight_grid(
+    tmp_path: Path, lean: tuple[float, float], along_the_table: bool
+) -> None:
+    tilt = AFFINE.copy()
+    tilt[:, 3] = 31.4, -15.9, 26.5, 1.0
+    tilt[:2, 2] = lean
+    parts = liver_and_kidney((8, 6, 9))
+
+    def changed(dataset: Any) -> None:  # standing beside the tilt, this is the distance along the table
+        if not along_the_table:
+            dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = 3.0
+
+    found = read_segments(write_dicom_segmentation(tmp_path / "a.dcm", tilt, parts, changed=changed))
+    assert "a.dcm is sheared" in found.notes[0]
+    assert list(found.voxels().values()) == [inside.sum() for _, inside in parts]
+    placed = place_on_ct(found, write_dicom_series(tmp_path / "ct", tilt, (8, 6, 9)), "a.dcm")
+    own = Grid((8, 6, 9), tilt)
+    for segment_, (_, inside) in zip(found.segments, parts, strict=True):
+        for one in (found, placed):
+            back = nearest(one.layers[..., segment_.layer], one.grid, own)
+            assert np.array_equal(back == segment_.value, inside), "voxel for voxel on the scanner's grid"
 
 
 def test_segmentation_of_another_frame_of_reference_is_refused(tmp_path: Path) -> None:
