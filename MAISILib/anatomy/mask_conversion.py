@@ -30,7 +30,8 @@ class ConvertedStructure:
         number: In the file.
         label: Of the bundle; ``None`` where it has none.
         label_name: Its name.
-        found: What told it: tag, code, name, synonym or number; or that it is ignored or unknown.
+        found: What told it: tag, code, name, synonym or number; or that it is ignored, not in the user's list, or
+            unknown.
         voxels: In the file.
         kept: Of these, how many have the label in the mask (body, where there is no label).
         lost_to: Label name → voxels that another structure took.
@@ -94,9 +95,10 @@ class Conversion:
         total = sum(bool(s.voxels) for s in self.structures)
         lines = [f"{self.source}, read as {self.read_as}: {len(found)} of {total} structures became {labels} labels."]
         lines += [f"  merged     {label} <- {', '.join(names)}" for label, names in self.merges.items()]
-        for why in ("unknown", "ignored"):
+        reasons = {"unknown": f"{self.table!r} has no label for them", "ignored": "as you wish"}
+        reasons["not listed"] = f"not in {self.read_as}"
+        for why, reason in reasons.items():
             if names := [f"{s.name} ({s.voxels})" for s in self.left_out if s.found == why]:
-                reason = "as you wish" if why == "ignored" else f"{self.table!r} has no label for them"
                 lines.append(f"  left out   {', '.join(names)}: {reason}")
         for s in self.conflicts:
             others = ", ".join(f"{name} ({voxels})" for name, voxels in s.lost_to)
@@ -192,7 +194,7 @@ def _by_users_list(segment: Segment, users: LabelSet, table: LabelTable) -> Conv
     if found is None:
         found, by = users.by_number.get(segment.value), "number"
     if found is None:
-        return _structure(segment, segment.name, None, "unknown", table)
+        return _structure(segment, segment.name, None, "not listed", table)
     name = found.name or segment.name
     if found.label.casefold() == IGNORE:
         return _structure(segment, name, None, "ignored", table)
@@ -217,7 +219,7 @@ def _by_name(segment: Segment, lists: list[LabelSet], table: LabelTable, trusts_
 def _structure(segment: Segment, name: str, label: int | None, found: str, table: LabelTable) -> ConvertedStructure:
     if label is not None and table[label].is_unused:
         label = None
-    if label is None and found != "ignored":
+    if label is None and found not in ("ignored", "not listed"):
         found = "unknown"
     return ConvertedStructure(name, segment.value, label, "" if label is None else table[label].name, found)
 

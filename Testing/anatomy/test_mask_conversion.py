@@ -238,9 +238,11 @@ def test_users_list_decides_alone(tmp_path: Path):
     mask, conversion = convert(numbered(array), default_table(), "mask", str(path))
     assert mask.array.ravel().tolist() == [0, 1, 0, 0, 0]
     assert [(s.name, s.found) for s in conversion.structures] == [
-        ("Bett", "ignored"), ("Ding", "unknown"), ("9", "unknown"), ("Leber", "number"),
+        ("Bett", "ignored"), ("Ding", "unknown"), ("9", "not listed"), ("Leber", "number"),
     ]  # fmt: skip
     assert "Bett (1): as you wish" in str(conversion)
+    assert "Ding (1): 'MAISI' has no label for them" in str(conversion)
+    assert "9 (1): not in names.csv" in str(conversion)
 
 
 def test_segmentation_of_which_nothing_is_known_is_refused():
