@@ -15,7 +15,7 @@ import numpy as np
 from MAISILib.errors import RequestError
 
 #: Tissue is above so many HU; gas, lung and the air around the patient are below.
-_TISSUE_HU = -300.0
+TISSUE_HU = -300.0
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def explained_variance(image: np.ndarray, labels: np.ndarray) -> float:
         RequestError: The arrays differ in shape.
     """
     _check_same_shape(image, labels)
-    there = (labels > 0) | (image > _TISSUE_HU)
+    there = (labels > 0) | (image > TISSUE_HU)
     values, found = image[there].astype(np.float64), labels[there]
     if not values.size or not values.var():
         return math.nan

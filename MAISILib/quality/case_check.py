@@ -246,6 +246,9 @@ def _findings(check: CaseCheck, better: float, tumors: set[str]) -> Iterator[Fin
     if not is_mirrored and check.boundary_contrast < _LEAST_BOUNDARY:
         how = f"{check.boundary_contrast:.2f} times as steep as the rest"
         yield Finding("failed", f"the mask's borders are no edges of the image ({how})")
+    for organ in check.hu.organs:
+        if organ.passed and organ.is_unusual:
+            yield Finding("unusual", _far(organ))
     for what, dice in (("bone", check.bone_dice), ("gas", check.gas_dice)):
         if dice < _LITTLE_OVERLAP:
             yield Finding("unusual", f"{what} of the mask and of the image overlap little (Dice {dice:.2f})")
@@ -267,6 +270,13 @@ def _lesions(values: np.ndarray, mask: LabelMap) -> dict[str, tuple[float, float
 def _off(organ: OrganCheck) -> str:
     how = "dark" if organ.median_hu < organ.low else "bright"
     return f"{organ.organ} is too {how}: median {organ.median_hu:.0f} HU, expected {organ.low:.0f} to {organ.high:.0f}"
+
+
+def _far(organ: OrganCheck) -> str:
+    assert organ.tissue_deviations is not None
+    how = "dark" if organ.tissue_deviations < 0 else "bright"
+    far = f"upper quartile {organ.tissue_hu:.0f} HU, {abs(organ.tissue_deviations):.1f} deviations from patients"
+    return f"the tissue of {organ.organ} is unusually {how} ({far})"
 
 
 def _percent(what: str, better: float, worse: float) -> str:

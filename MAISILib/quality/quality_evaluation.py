@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from MAISILib.files.images import read_image, read_mask
 from MAISILib.quality.agreement import explained_variance
 from MAISILib.quality.case_check import VERDICTS, CaseCheck, Finding, check_case, fits_better
 from MAISILib.quality.counting import counted
-from MAISILib.quality.hu_check import OrganRange
+from MAISILib.quality.hu_check import UNUSUAL, OrganRange, robust_statistics
 from MAISILib.quality.image_sets import ImageFile
 from MAISILib.resampling import to_canonical
 from MAISILib.volumes import LabelMap, Volume
@@ -35,8 +34,6 @@ _VOXELS_COMPARED = 200_000
 _OTHER_MASKS = 50
 #: Fewer cases say nothing about what is usual.
 _LEAST_CASES = 8
-#: An organ is unusual beyond so many deviations of the set; a deviation is at least so many HU.
-_UNUSUAL, _LEAST_DEVIATION_HU = 5.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -191,10 +188,9 @@ def _against_the_set(checks: Sequence[CaseCheck]) -> list[CaseCheck]:
             values = organs[organ]
             if len(values) < _LEAST_CASES:
                 continue
-            middle = statistics.median(values)
-            deviation = 1.4826 * statistics.median(abs(v - middle) for v in values)
-            distance = (value - middle) / max(deviation, _LEAST_DEVIATION_HU)
-            if abs(distance) > _UNUSUAL:
+            middle, deviation = robust_statistics(values)
+            distance = (value - middle) / deviation
+            if abs(distance) > UNUSUAL:
                 far = f"{abs(distance):.1f} deviations from the set's {middle:.0f}"
                 added.append(Finding("unusual", f"{organ} has {value:.0f} HU, {far}"))
         found.append(replace(check, findings=(*check.findings, *added)))

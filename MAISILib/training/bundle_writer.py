@@ -12,7 +12,7 @@ import numpy as np
 from MAISILib.bundles.manifest import Manifest, NetworkEntry, write_manifest
 from MAISILib.bundles.weights import save_safetensors, sha256_of
 from MAISILib.files.atomic import atomic_path
-from MAISILib.quality.hu_check import COLUMNS, median_statistics
+from MAISILib.quality.hu_check import COLUMNS, TISSUE_COLUMNS, median_statistics, tissue_quartile
 from MAISILib.training.trained_networks import TrainedNetwork
 
 
@@ -31,16 +31,18 @@ def write_trained(folder: Path, trained: TrainedNetwork) -> NetworkEntry:
 def write_statistics(
     path: Path, pairs: Iterable[tuple[np.ndarray, np.ndarray]], organs: dict[str, tuple[int, ...]]
 ) -> None:
-    """Writes the ranges of median HU per organ, measured on pairs of a CT (HU) and its labels, both ``(X, Y, Z)``."""
+    """Writes what HU each organ has, measured on pairs of a CT (HU) and its labels, both ``(X, Y, Z)``."""
     medians: dict[str, list[float]] = {organ: [] for organ in organs}
+    tissue: dict[str, list[float]] = {organ: [] for organ in organs}
     for ct, labels in pairs:
         for organ, values in organs.items():
             inside = ct[np.isin(labels, values)]
             if inside.size >= 10:
                 medians[organ].append(float(np.median(inside)))
-    rows = median_statistics(medians, organs)  # type: ignore[arg-type]
+                tissue[organ] += [] if (found := tissue_quartile(inside)) is None else [found]
+    rows = median_statistics(medians, organs, tissue)
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(COLUMNS), lineterminator="\n")
+        writer = csv.DictWriter(file, [*COLUMNS, *TISSUE_COLUMNS], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

@@ -9,6 +9,7 @@ import pytest
 
 from MAISILib.errors import FileFormatError
 from MAISILib.quality.hu_check import OrganRange, check_hu, median_statistics, read_ranges
+from MAISILib.training.bundle_writer import write_statistics
 
 LIVER = OrganRange("liver", (1,), -20.0, 160.0)
 KIDNEY = OrganRange("kidney", (5, 14), -40.0, 260.0)
@@ -137,6 +138,7 @@ def test_range_is_the_wider_of_both_statistics(shipped: dict[str, OrganRange]) -
         (HEADER + "liver,1,0,100,-10,110\nspleen,3,many,100,-10,110\n", 3),
         (HEADER + "liver,one,0,100,-10,110\n", 2),
         (HEADER + "liver,1,0\n", 2),
+        (HEADER.replace("high\n", "high,tissue,tissue_deviation\n") + "liver,1,0,100,-10,110,soft,3\n", 2),
         (HEADER.replace("sigma_6_high", "high") + "liver,1,0,100,-10,110\n", 2),
         (HEADER.replace("organ", "name") + "liver,1,0,100,-10,110\n", 2),
         ("organ,percentile_0_5,percentile_99_5,sigma_6_low,sigma_6_high,labels\nliver,0,100,-10,110\n", 2),
@@ -150,14 +152,46 @@ def test_broken_statistics_are_refused_with_file_and_line(tmp_path: Path, text: 
 
 def test_statistics_measured_in_patients_are_read_back(tmp_path: Path) -> None:
     medians = {"bone": [400.0, 450.0, 500.0, 550.0], "liver": [50.0, 55.0, 66.0], "rare": [1.0, 2.0]}
-    rows = median_statistics(medians, {"bone": (33, 34), "liver": (1,), "rare": (7,)})
+    tissue = {"bone": [500.0] * 4, "liver": [60.0] * 3, "rare": [5.0, 6.0]}
+    rows = median_statistics(medians, {"bone": (33, 34), "liver": (1,), "rare": (7,)}, tissue)
     with (tmp_path / "quality.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
     bone, liver = read_ranges(tmp_path / "quality.csv")  # two patients are too few to say anything
     deviation = np.std([50, 55, 66], ddof=1)
-    assert (liver.organ, liver.labels) == ("liver", (1,))
+    assert (liver.organ, liver.labels, liver.tissue) == ("liver", (1,), None)
     assert (liver.low, liver.high) == pytest.approx((57 - 6 * deviation, 57 + 6 * deviation), abs=1e-3)
     assert (bone.labels, bone.high) == ((33, 34), 1000.0)
     assert float(rows[1]["percentile_0_5"]) == pytest.approx(np.percentile([50, 55, 66], 0.5), abs=1e-3)
+
+
+def gullet(gas: float, tissue: float) -> tuple[np.ndarray, np.ndarray]:
+    """An oesophagus of 1000 voxels, a part of which is gas, and its wall; a ninth of the wall is half gas."""
+    labels = np.full((10, 10, 10), 11, np.uint8)
+    image = np.full(labels.size, tissue + 5 * np.sin(np.arange(labels.size)))
+    image[: int(gas * labels.size)] = -900
+    image[-int((1 - gas) * labels.size / 9) :] = -250
+    return image.reshape(labels.shape), labels
+
+
+def test_a_wall_200_hu_off_is_unusual_however_much_gas_patients_have(tmp_path: Path) -> None:
+    known = ((0.0, 30), (0.1, 40), (0.2, 20), (0.4, 35), (0.6, 25), (0.7, 45))
+    patients = [gullet(gas, wall) for gas, wall in known]
+    write_statistics(tmp_path / "quality.csv", patients, {"esophagus": (11,)})
+    ranges = read_ranges(tmp_path / "quality.csv")
+    assert ranges[0].low < -900, "the range of the median finds nothing"
+    assert ranges[0].high > 240
+    for gas in (0.0, 0.3, 0.65):
+        for shift, expected in ((0, False), (200, True), (-200, True)):
+            image, labels = gullet(gas, 32 + shift)
+            [organ] = check_hu(image, labels, ranges).organs
+            assert (organ.passed, organ.is_unusual) == (True, expected), (gas, shift)
+    [organ] = check_hu(np.full(labels.shape, -900.0), labels, ranges).organs
+    assert (organ.tissue_deviations, organ.is_unusual) == (None, False), "nothing but gas has no tissue"
+
+
+def test_the_embedded_table_knows_the_tissue_of_hollow_organs(repository: Path) -> None:
+    ranges = read_ranges(repository / "Resources" / "bundles" / "head-neck-mini" / "quality.csv")
+    assert [r.organ for r in ranges if r.tissue is not None] == ["larynx", "esophagus"]
+    assert all(5 * (r.tissue_deviation or 0) < 200 for r in ranges), "200 HU are more than five deviations"

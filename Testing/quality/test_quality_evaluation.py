@@ -123,6 +123,16 @@ def test_image_without_a_mask_is_said_to_be_unchecked() -> None:
     assert "no mask" in texts(found)
 
 
+def test_organ_in_its_range_with_unusual_tissue_is_told() -> None:
+    image, mask = patient_and_mask(0)
+    wide = [OrganRange("liver", (LIVER,), -900.0, 900.0, 90.0, 15.0)]
+    for shift, said in ((200, "liver is unusually bright"), (-200, "liver is unusually dark"), (0, "")):
+        moved = np.where(mask.array == LIVER, image + shift, image)
+        found = check_case("a case", volume(moved), mask, wide)
+        assert (found.verdict, found.hu is not None and found.hu.passed) == ("unusual" if said else "passed", True)
+        assert said in texts(found)
+
+
 def test_mask_without_bone_and_gas_is_not_held_against_them() -> None:
     image, mask = patient_and_mask(0)
     found = check(image, mask.with_array(np.where(np.isin(mask.array, (BONE, GAS)), BODY, mask.array).astype(np.uint8)))
