@@ -33,12 +33,15 @@ class Strategy:
         kept: Layers on the finest grid, counted from the first one there, whose outputs ``recompute`` keeps.
         storage: Where kept values lie: ``device`` is the memory of the device that computes, ``host`` the computer's
             own, ``file`` a temporary file.
+        recomputes_upsampled: ``recompute`` does so with the outputs of coarser upsampling layers, too, and with what
+            the residual blocks after them hold inside: they have the most channels of their grids.
     """
 
     name: Literal["whole", "layers", "recompute"] = "whole"
     tile: tuple[int, int, int] | None = None
     kept: tuple[int, ...] = ()
     storage: Literal["device", "host", "file"] = "device"
+    recomputes_upsampled: bool = False
 
     def __post_init__(self) -> None:
         if self.name != "whole" and (self.tile is None or min(self.tile) < 1):
@@ -49,6 +52,7 @@ class Strategy:
             return "whole"
         where = {"device": "", "host": ", kept in host memory", "file": ", kept in a file"}[self.storage]
         kept = f", keeping {len(self.kept)} of the finest layers" if self.kept else ""
+        kept = ", coarser ones too" if self.recomputes_upsampled else kept
         assert self.tile is not None
         return f"{self.name} in tiles of {'×'.join(map(str, self.tile))}{kept}{where}"
 
@@ -98,6 +102,8 @@ def segments(layers: Sequence[Layer], shape: Sequence[int], strategy: Strategy) 
     if strategy.name == "recompute":
         finest = finest_layers(layers, shape)
         cuts -= {i + 1 for n, i in enumerate(finest) if n not in strategy.kept and i + 1 < finest.stop}
+        if strategy.recomputes_upsampled:
+            cuts -= {value for block in _upsampled(layers, finest) for value in block}
         for index in finest:
             if layers[index].kind == "global":
                 cuts |= {index, index + 1}
@@ -109,6 +115,14 @@ def segments(layers: Sequence[Layer], shape: Sequence[int], strategy: Strategy) 
                     f"Strategy keeps the inside of a residual block but not its input: kept={strategy.kept}."
                 )
     return found
+
+
+def _upsampled(layers: Sequence[Layer], finest: range) -> Iterator[range]:
+    """For each upsampling layer off the finest grid: its output, and the values inside the residual block after it."""
+    for index, layer in enumerate(layers):
+        if layer.kind in ("up", "transposed") and index not in finest:
+            ends = (last for last, other in enumerate(layers) if other.residual == index + 1)
+            yield range(index + 1, next(ends, index) + 1)
 
 
 def recompute_cuts(layers: Sequence[Layer], shape: Sequence[int]) -> list[tuple[int, ...]]:
@@ -279,6 +293,9 @@ def candidates(layers: Sequence[Layer], shape: Sequence[int], storage: str) -> I
         yield Strategy("layers", tile, storage=storage)  # type: ignore[arg-type]
     for kept, tile in itertools.product(recompute_cuts(layers, shape), tiles):
         yield Strategy("recompute", tile, kept, storage)  # type: ignore[arg-type]
+    if any(_upsampled(layers, finest_layers(layers, shape))):
+        for tile in tiles:
+            yield Strategy("recompute", tile, (), storage, recomputes_upsampled=True)  # type: ignore[arg-type]
 
 
 def tile_choices(finest: Sequence[int]) -> list[tuple[int, int, int]]:

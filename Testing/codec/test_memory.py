@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from MAISILib.bundles.networks import build_network
 from MAISILib.codec.layers import decoder_layers, encoder_layers
-from MAISILib.codec.strategies import Strategy, Walk
+from MAISILib.codec.strategies import Strategy, Walk, candidates
 from MAISILib.codec.streaming import stream
+from Testing.tiny_bundle import tiny_definitions
 
 WAYS = [
     Strategy(),
@@ -65,3 +67,15 @@ def test_the_tensors_of_a_walk_take_what_was_counted(autoencoder: Any, read: Any
     volume = torch.randn(1, layers[0].in_channels, edge, edge, edge)
     counted = Walk(layers, volume.shape[2:], way).cost().bytes
     assert peak_of(layers, volume, way) == pytest.approx(counted, rel=0.08)
+
+
+def test_computing_upsampled_values_again_saves_memory_where_they_are_widest() -> None:
+    levels = {"num_channels": [4, 16, 32], "num_res_blocks": [1, 1, 1], "attention_levels": [False] * 3}
+    layers = decoder_layers(build_network({**tiny_definitions()["autoencoder"], **levels}).requires_grad_(False))
+    latent = torch.randn(1, 4, 16, 16, 16)
+    plain = Strategy("recompute", (8, 8, 8))
+    leaner = Strategy("recompute", (8, 8, 8), recomputes_upsampled=True)
+    peaks = {way: peak_of(layers, latent, way) for way in (plain, leaner)}
+    assert peaks[leaner] < 0.8 * peaks[plain]
+    assert peaks[leaner] == pytest.approx(Walk(layers, latent.shape[2:], leaner).cost().bytes, rel=0.08)
+    assert leaner in candidates(layers, latent.shape[2:], "device")

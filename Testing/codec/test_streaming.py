@@ -49,6 +49,7 @@ def strategies(layers: Any, shape: Any) -> list[Strategy]:
         *(Strategy("recompute", tile) for tile in TILES),
         *(Strategy("recompute", TILES[1], kept) for kept in cuts[1 :: max(1, len(cuts) // 4)]),
         *(Strategy("recompute", TILES[2], cuts[-1], storage) for storage in ("host", "file")),
+        *(Strategy("recompute", tile, recomputes_upsampled=True) for tile in TILES),
     ]
 
 
