@@ -47,7 +47,7 @@ FLOW = ("diffusion", "diffusion-refine", "diffusion-finish")
 #: Those by DDPM; the first goes on from the last by rectified flow.
 DDPM = ("diffusion-ddpm",)
 #: The trainings of the mask UNet.
-MASKS = ("mask-diffusion", "mask-diffusion-refine", "mask-diffusion-finish")
+MASKS = ("mask-diffusion", "mask-diffusion-refine", "mask-diffusion-finish", "mask-diffusion-velocity")
 _MASK_NETWORKS = {"mask_autoencoder": "mask-autoencoder", "mask_diffusion": MASKS[-1]}
 
 Patients = list[tuple[str, Volume, LabelMap]]

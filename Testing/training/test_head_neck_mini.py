@@ -127,7 +127,7 @@ def test_every_stage_of_the_embedded_bundle_has_its_recipe() -> None:
         for name in needed
     }
     for name in DDPM:
-        assert recipes[name]["schedule"] == {"kind": "ddpm"}
+        assert recipes[name]["schedule"] == {"kind": "ddpm", "prediction_type": "v_prediction"}
         assert all(recipes[FLOW[0]][key] == recipes[name][key] for key in ("definition", "controlnet"))
 
 
