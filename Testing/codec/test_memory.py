@@ -70,7 +70,7 @@ def test_the_tensors_of_a_walk_take_what_was_counted(autoencoder: Any, read: Any
 
 
 def test_computing_upsampled_values_again_saves_memory_where_they_are_widest() -> None:
-    levels = {"num_channels": [4, 16, 32], "num_res_blocks": [1, 1, 1], "attention_levels": [False] * 3}
+    levels = {"num_channels": [8, 32, 64], "num_res_blocks": [1, 1, 1], "attention_levels": [False] * 3}
     layers = decoder_layers(build_network({**tiny_definitions()["autoencoder"], **levels}).requires_grad_(False))
     latent = torch.randn(1, 4, 16, 16, 16)
     plain = Strategy("recompute", (8, 8, 8))
@@ -78,4 +78,4 @@ def test_computing_upsampled_values_again_saves_memory_where_they_are_widest() -
     peaks = {way: peak_of(layers, latent, way) for way in (plain, leaner)}
     assert peaks[leaner] < 0.8 * peaks[plain]
     assert peaks[leaner] == pytest.approx(Walk(layers, latent.shape[2:], leaner).cost().bytes, rel=0.08)
-    assert leaner in candidates(layers, latent.shape[2:], "device")
+    assert any(way.recomputes_upsampled for way in candidates(layers, latent.shape[2:], "device"))
