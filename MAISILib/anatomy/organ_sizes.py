@@ -146,6 +146,7 @@ class SizeTable:
         """A whole vector for a request that names some sizes; the rest as in a training mask that is near to it.
 
         The mask is one of the :data:`NEAREST` whose named sizes differ least from those asked for, chosen by the seed.
+        An organ that it cuts off is as large as in the next mask that shows it whole.
 
         Args:
             asked: Anatomy → percentile 0–1 or −1.
@@ -170,8 +171,9 @@ class SizeTable:
         ordered = [*chosen, *near[NEAREST:]]
         vector = []
         for column, name in enumerate(self.names):
-            known = (r for row in ordered if (r := row[column]) is not None and (r >= 0 or name not in present))
-            size = columns.get(column, next(known, None))
+            size = columns.get(column, ordered[0][column])
+            if size is None or (size < 0 and column not in columns and name in present):  # cut off is not absent
+                size = next((s for row in ordered if (s := row[column]) is not None and s >= 0), None)
             if size is None:
                 raise MaskError(
                     f"The table of organ sizes does not tell how large {name!r} may be. Give its size as well."

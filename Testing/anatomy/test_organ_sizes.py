@@ -108,6 +108,14 @@ def test_an_anatomy_that_must_be_there_gets_a_size() -> None:
     assert all(sizes.complete({"liver": 0.5}, seed, present=["spleen"])[1] >= 0 for seed in range(20))
 
 
+def test_an_organ_that_a_near_mask_cuts_off_is_not_absent() -> None:
+    cut, absent, whole = (0.8, None), (0.81, ABSENT), (0.1, 0.4)
+    sizes = SizeTable(("mandible", "brain stem"), (None, None), (*[cut] * 9, absent, whole))
+    vectors = [sizes.complete({"mandible": 0.8}, seed) for seed in range(30)]
+    assert {vector[1] for vector in vectors} == {0.4, ABSENT}
+    assert sum(vector[1] == ABSENT for vector in vectors) < 10  # as rare as among the near masks
+
+
 def test_absence_can_be_asked_for() -> None:
     assert table().complete({"spleen": ABSENT}, 1)[1] == ABSENT
 
