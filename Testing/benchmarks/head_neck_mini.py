@@ -236,7 +236,7 @@ class Benchmark:
         return report(f"rectified flow in {self._steps_of(key_of(bundle))} steps, and DDPM", rows, mean=False)
 
     def sizes(self) -> Row:
-        """Volumes (ml) of organs that were asked for small and large, beside real patients at those percentiles."""
+        """Volumes (ml) of whole organs, asked for small and large, beside real patients at those percentiles."""
         found: Row = {}
         for key, bundle in self.bundles.items():
             rows = [self._sizes_row(bundle, name) for name in bundle.manifest.controllable]
@@ -250,12 +250,13 @@ class Benchmark:
         label = bundle.labels.find(name).value
         whole = [s.volume_mm3 for p in self.patients for s in measure_sizes(p.mask, [label]) if s and s.is_whole]
         real = np.quantile(whole, SIZES) / 1000 if whole else (math.nan, math.nan)
-        made = []
+        made, row = [], {"case": name, "patients": len(whole)}
         for size in SIZES:
             masks = (self.store.mask(bundle, name, size, index) for index in range(SIZE_SEEDS))
-            volumes = [s.volume_mm3 / 1000 if s else 0.0 for mask in masks for s in measure_sizes(mask, [label])]
-            made.append(float(np.mean(volumes)))
-        row = {"case": name, "patients": len(whole)}
+            sizes = [s for mask in masks for s in measure_sizes(mask, [label])]
+            volumes = [s.volume_mm3 / 1000 if s else 0.0 for s in sizes if s is None or s.is_whole]
+            made.append(float(np.mean(volumes)) if volumes else math.nan)
+            row[f"whole_{size:.0%}"] = len(volumes)
         for size, in_patients, generated in zip(SIZES, real, made, strict=True):
             row |= {f"real_{size:.0%}": float(in_patients), f"made_{size:.0%}": generated}
         return row | {"response": float((made[1] - made[0]) / (real[1] - real[0]))}
