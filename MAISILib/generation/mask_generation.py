@@ -18,14 +18,15 @@ from MAISILib.diffusion.schedules import schedule_of
 from MAISILib.diffusion.solver_names import Sampling, choose_sampling
 from MAISILib.diffusion.solvers import make_solver
 from MAISILib.errors import MaskError, RequestError
-from MAISILib.generation.mask_wish import MaskWish
+from MAISILib.generation.mask_wish import SIZE_TOLERANCE, MaskWish
 from MAISILib.generation.plan import diffusion_precision
 from MAISILib.volumes import LabelMap
 
 if TYPE_CHECKING:
     from MAISILib.bundles.bundle import Bundle
 
-#: A mask without an anatomy that was asked for is drawn again with other noise; then the request fails.
+#: A mask without an anatomy that was asked for, or with one of another size, is drawn again with other noise. The
+#: nearest to the wish is kept; where an anatomy is always missing, the request fails.
 ATTEMPTS = 3
 #: The decoder's last layer works on slabs of about so many voxels: all classes of a whole volume are gigabytes.
 _SLAB_VOXELS = 1 << 20
@@ -44,7 +45,7 @@ class GeneratedMask:
         mask: On the generator's grid, centred at the origin.
         conditions: What the network was told, in the order of the bundle's controllable anatomies.
         sizes: See :meth:`MAISILib.generation.mask_wish.MaskWish.sizes_of`.
-        attempts: How often it was drawn.
+        attempts: Number of the attempt that it comes from.
     """
 
     mask: LabelMap
@@ -63,7 +64,9 @@ def generate_masks(
     sampling: Sampling | None = None,
     on_step: OnMaskStep = lambda number, done, total: None,
 ) -> list[GeneratedMask]:
-    """Draws one mask for each seed. Each network is opened once for all of them, one after the other.
+    """Draws one mask for each seed, or up to :data:`ATTEMPTS` where sizes miss the wish, and keeps the nearest to it.
+
+    Each network is opened once an attempt for all of them, one after the other.
 
     Args:
         bundle: Whose mask generator.
@@ -78,12 +81,13 @@ def generate_masks(
         RequestError: The bundle names a solver that does not exist, or more steps than its schedule has.
         MaskError: An anatomy that was asked for did not appear in :data:`ATTEMPTS` attempts.
     """
-    finished: dict[int, GeneratedMask] = {}
+    best: dict[int, GeneratedMask] = {}
     missing: list[str] = []
+    pending = list(range(len(seeds)))
     for attempt in range(ATTEMPTS):
         drawn: dict[int, tuple[list[float], torch.Tensor]] = {}
         with open_network("mask_diffusion") as unet:
-            for number in (n for n in range(len(seeds)) if n not in finished):
+            for number in pending:
                 seed = random.Random(f"{seeds[number]}/{attempt}").getrandbits(63)
                 conditions = wish.conditions(seed)
                 hear = _numbered(on_step, number)
@@ -95,16 +99,21 @@ def generate_masks(
             for number, (conditions, latent) in drawn.items():
                 classes = most_likely_classes(autoencoder, latent).cpu().numpy()
                 mask = wish.finish(wish.classes[classes], conditions)
-                missing = wish.missing(mask) or missing
-                if not wish.missing(mask):
-                    sizes = wish.sizes_of(mask, conditions)
-                    finished[number] = GeneratedMask(mask, conditions, sizes, attempt + 1)
-        if len(finished) == len(seeds):
-            return [finished[number] for number in range(len(seeds))]
-    raise MaskError(
-        f"The mask generator of bundle {bundle.name!r} was asked for {', '.join(missing)} and did not draw it in "
-        f"{ATTEMPTS} attempts. Try another seed, or ask for less at once."
-    )
+                if lacking := wish.missing(mask):
+                    missing = lacking
+                    continue
+                sizes = wish.sizes_of(mask, conditions)
+                if number not in best or sum(wish.misses(sizes)) < sum(wish.misses(best[number].sizes)):
+                    best[number] = GeneratedMask(mask, conditions, sizes, attempt + 1)
+        pending = [n for n in pending if n not in best or max(wish.misses(best[n].sizes), default=0) > SIZE_TOLERANCE]
+        if not pending:
+            break
+    if len(best) < len(seeds):
+        raise MaskError(
+            f"The mask generator of bundle {bundle.name!r} was asked for {', '.join(missing)} and did not draw it in "
+            f"{ATTEMPTS} attempts. Try another seed, or ask for less at once."
+        )
+    return [best[number] for number in range(len(seeds))]
 
 
 def latent_shape(bundle: Bundle) -> tuple[int, int, int, int]:

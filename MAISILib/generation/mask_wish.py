@@ -92,6 +92,20 @@ class MaskWish:
         """Names of anatomies that were asked for and are not in a mask."""
         return [self.table[value].name for value in sorted(self._must_hold - set(mask.labels))]
 
+    def misses(self, sizes: dict[str, dict[str, Any]]) -> list[float]:
+        """How far each size that was asked for is from what became of it, in percentiles (0–1).
+
+        Args:
+            sizes: From :meth:`sizes_of`. An organ that is cut off misses by 1; one whose volumes the bundle does not
+                tell by 0.
+        """
+        found = []
+        for name, asked in self.asked.items():
+            is_told = self._sizes is not None and self._sizes.volume(name, asked) is not None
+            percentile = sizes[name]["percentile"]
+            found.append(0.0 if not is_told else 1.0 if percentile is None else abs(percentile - asked))
+        return found
+
     def sizes_of(self, mask: LabelMap, conditions: list[float]) -> dict[str, dict[str, Any]]:
         """What each controllable anatomy has become, as the provenance shows it.
 

@@ -115,6 +115,36 @@ def test_a_lesion_appears_when_it_is_asked_for(bundle: Bundle) -> None:
         assert mask.conditions[2] >= 0
 
 
+def test_of_masks_that_miss_the_size_the_nearest_is_kept(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = MaskWish(bundle, {"liver": 0.9}).size_table
+    assert table is not None
+    largest = (table.volume("liver", 1.0) or 0) / 64  # voxels
+
+    def draws(*parts: float) -> tuple[GeneratedMask, int]:
+        """The mask that is kept when each attempt shows so large a part of the largest liver, and the attempts."""
+        turns: list[float] = []
+
+        def liver(autoencoder: Any, latent: torch.Tensor) -> torch.Tensor:
+            classes = torch.full((16, 16, 16), 4)
+            classes[0] = classes[-1] = classes[:, 0] = classes[:, -1] = classes[..., 0] = classes[..., -1] = 0
+            inner = torch.zeros(12**3)
+            inner[: round(parts[len(turns)] * largest)] = 1
+            classes[2:-2, 2:-2, 2:-2][inner.view(12, 12, 12) > 0] = 1
+            turns.append(1)
+            return classes
+
+        monkeypatch.setattr(mask_generation, "most_likely_classes", liver)
+        (mask,) = draw(bundle, {"liver": 0.9}, [1], sampling=Sampling("ddim", 1))
+        return mask, len(turns)
+
+    mask, turns = draws(0.05, 0.98)
+    assert (turns, mask.attempts) == (2, 2)
+    assert mask.sizes["liver"]["is_as_asked"]
+    mask, turns = draws(0.01, 0.1, 0.05)
+    assert (turns, mask.attempts) == (3, 2)
+    assert not mask.sizes["liver"]["is_as_asked"]
+
+
 def test_anatomy_that_never_appears_ends_the_request(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     turns: list[int] = []
 
