@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,11 +14,21 @@ import MAISILib as maisi
 from MAISILib.bundles.bundle import Bundle
 from MAISILib.bundles.networks import build_network
 from MAISILib.errors import OutOfMemory, RequestError
-from MAISILib.generation import costs
+from MAISILib.generation import costs, speed
 from MAISILib.generation import plan as planning
 from MAISILib.generation.pipeline import generate, plan_request
 from MAISILib.generation.request import GenerateRequest
 from Testing.tiny_bundle import tiny_patient
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_learned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs in other tests of this process would correct the estimates of some ways to decode, and not of others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MAISI_DATA", str(tmp_path_factory.mktemp("speed")))
+        speed.forget()
+        yield
+    speed.forget()
 
 
 @pytest.fixture(autouse=True)
