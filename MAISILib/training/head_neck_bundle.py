@@ -145,10 +145,7 @@ def _make(runs: HeadNeckRuns, bundle: Path, diffusion: str, patients: Patients) 
         largest = sorted(patients, key=lambda patient: -int((patient[2].array > 0).sum()))[:LIBRARY_SIZE]
         largest.sort(key=lambda patient: patient[0])
         build_library(
-            (
-                (name.replace("_", "-"), library_mask(ct, mask))
-                for name, ct, mask in sorted(largest, key=lambda p: p[0])
-            ),
+            ((name.replace("_", "-"), library_mask(ct, mask)) for name, ct, mask in largest),
             folder / "masks",
             label_table(),
         )
