@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from MAISILib.generation.request import GenerateRequest
 
 #: Bytes that the codec moves for a number that it normalises, interpolates or sums (measured, docs/performance.md).
-_BYTES_PER_ELEMENT = 48
+_BYTES_PER_ELEMENT = 11
 #: What a file costs: each byte is written and read, and both go through memory several times.
-_BYTES_PER_FILED_BYTE = 40
+_BYTES_PER_FILED_BYTE = 9
 #: Convolutions hold buffers of their own, and freed memory returns to the system late: part of the tensors' bytes.
 _ALLOCATOR = 1.1
 
@@ -59,6 +59,16 @@ def weight_bytes(networks: Sequence[nn.Module]) -> int:
     return sum(p.numel() * 4 for network in networks for p in network.parameters())
 
 
+def loading_bytes(bundle: Bundle, networks: Sequence[str]) -> int:
+    """The most that reading networks takes, one after the other: their weights, and the file that is read."""
+    total = most = 0
+    for name in networks:
+        own = weight_bytes([unstored(bundle, name)])
+        total += own
+        most = max(most, total + (bundle.entry(name).bytes or own))
+    return most
+
+
 def mask_cost(bundle: Bundle, sampling: Sampling) -> StageCost:
     """The cost of generating a mask."""
     from MAISILib.generation.mask_generation import latent_shape, mask_denoiser, most_likely_classes
@@ -72,6 +82,7 @@ def mask_cost(bundle: Bundle, sampling: Sampling) -> StageCost:
     walk = count_work([unet], lambda: denoise(x, 0.0))
     decode = count_work([autoencoder], lambda: most_likely_classes(autoencoder, x))
     needs = [weight_bytes([n]) + w.peak_bytes * _ALLOCATOR for n, w in ((unet, walk), (autoencoder, decode))]
+    needs += [loading_bytes(bundle, [name]) for name in ("mask_diffusion", "mask_autoencoder")]
     return StageCost(walk.times(sampling.evaluations).then(decode), round(max(needs)))
 
 
@@ -118,11 +129,11 @@ def diffusion_cost(
     step, weights = count_work(networks, evaluate), weight_bytes(networks)
     sides = 1 if settings.free_modality is None else 2
     if precision != torch.float32:  # weights are stored in float32, and a copy is made for each evaluation
-        step = Work(step.products, step.moved + 1.5 * weights, step.calls, step.peak_bytes + weights // 2)
+        step = step.then(Work(moved={math.inf: 1.5 * weights}, peak_bytes=step.peak_bytes + weights // 2))
     peak = max(embed.peak_bytes, step.peak_bytes)
-    return StageCost(
-        embed.then(step.times(settings.sampling.evaluations)).times(sides), round(weights + peak * _ALLOCATOR)
-    )
+    loading = loading_bytes(bundle, ["diffusion", "controlnet"][: len(networks)])
+    work = embed.then(step.times(settings.sampling.evaluations)).times(sides)
+    return StageCost(work, max(loading, round(weights + peak * _ALLOCATOR)))
 
 
 class Decoding:
@@ -170,7 +181,7 @@ class Decoding:
         cost, whole = choice.cost, sum(self._whole.values())
         filed = cost.stored_bytes * _BYTES_PER_FILED_BYTE if choice.strategy.storage == "file" else 0.0
         products = {width: flops * cost.flops / whole for width, flops in self._whole.items()}
-        return Work(products, cost.elements * _BYTES_PER_ELEMENT + filed, 0, cost.bytes)
+        return Work(products, {math.inf: cost.elements * _BYTES_PER_ELEMENT + filed}, 0, cost.bytes)
 
 
 def ways_to_decode(layers: Sequence[Layer], shape: Sequence[int], device: str) -> Ways:

@@ -32,6 +32,7 @@ from MAISILib.generation.provenance import describe_run
 from MAISILib.generation.result import GenerateResult, Sample
 from MAISILib.generation.settings import Settings
 from MAISILib.generation.speed import cache_file
+from MAISILib.memory import give_back
 from MAISILib.quality.case_check import check_case
 from MAISILib.quality.hu_check import check_hu, read_ranges
 from MAISILib.volumes import Grid, Volume
@@ -202,8 +203,7 @@ class _Run:
         """A network on the device, stopping when cancelled; freed after use, unless the bundle keeps it."""
         self._cancel.check()
         self._progress(Progress("load", 0, 1, f"loading the {name.replace('_', ' ')}"))
-        if self._plan.device.startswith("cuda"):
-            torch.cuda.empty_cache()  # what the stage before has left
+        give_back(self._plan.device)  # what the stage before has left
         network = self._bundle.load(name, self._plan.device)
         try:
             # Compilers would meet the hooks in the middle of their graph; between steps it is checked all the same.
@@ -314,8 +314,7 @@ class _Run:
                 if leaner is None:
                     raise
             # Not in the block above: as long as the error lives, so do the tensors of the try.
-            if self._plan.device.startswith("cuda"):
-                torch.cuda.empty_cache()
+            give_back(self._plan.device)
             self._decode_way = leaner
             self._progress(Progress("decode", 0, 1, f"memory ran out; once more {leaner}", draft.index))
 

@@ -1,7 +1,8 @@
 """How fast a device works: measured once by a short probe, kept in the user's cache, and made better by real runs.
 
-The probe times convolutions of three widths, GroupNorm with SiLU, and the cost of a call: a second on two CPU cores. A
-real run tells how right the estimate was. The best of the last runs counts, so that a busy hour is soon forgotten.
+The probe times convolutions of three widths, GroupNorm with SiLU on small and large tensors, and the cost of a call: a
+second on two CPU cores. A real run tells how right the estimate was. The best of the last runs counts, so that a busy
+hour is soon forgotten.
 """
 
 from __future__ import annotations
@@ -26,12 +27,17 @@ from MAISILib.errors import OutputError
 from MAISILib.files.atomic import write_text
 from MAISILib.generation.workload import Work
 
-_FORMAT = 1
+_FORMAT = 2
 #: Channels of the probe's convolutions, each with the edge of its volume: some ten milliseconds of work on a CPU core.
 _PROBED = {16: 40, 64: 20, 256: 10}
-_REPETITIONS = 4
-#: Channels and edge of the volume that is normalised: larger than a processor's cache, as real feature maps are.
-_MOVED = (64, 48)
+#: Each of them is repeated so often at least, and for so many seconds; the fastest counts.
+_REPETITIONS, _SECONDS = 4, 0.15
+#: Channels of the tensors that are normalised.
+_MOVED_CHANNELS = 64
+#: Bytes that an operation reads and writes → edge of the tensor that stands for it. The first fits into a processor's
+#: cache, and its memory is used again and again; the second does not, and its memory is new to the process each time,
+#: as it is for most operations from so many bytes on.
+_MOVED = {1 << 21: 16, 1 << 24: 56}
 #: Real runs that are remembered for each task.
 _REMEMBERED = 5
 #: Shorter stages (seconds) teach nothing: there the start of a network weighs more than its work.
@@ -44,36 +50,38 @@ class Speed:
 
     Args:
         products: Channels → operations per second in convolutions of that width.
-        moved: Bytes per second that normalisation and the like read and write.
+        moved: Bytes that an operation reads and writes → how many of them normalisation and the like take per second.
         call: Seconds that any operation takes, however small.
         measured: Whether it was measured here.
     """
 
     products: dict[int, float]
-    moved: float
+    moved: dict[int, float]
     call: float
     measured: bool = True
 
     def seconds(self, work: Work) -> float:
         """Time of some work."""
-        products = sum(flops / self.rate(width) for width, flops in work.products.items())
-        return products + work.moved / self.moved + work.calls * self.call
+        products = sum(flops / _between(self.products, width) for width, flops in work.products.items())
+        moved = sum(total / _between(self.moved, size) for size, total in work.moved.items())
+        return products + moved + work.calls * self.call
 
-    def rate(self, width: float) -> float:
-        """Operations per second in convolutions of ``width`` channels, read between the widths that were measured."""
-        known = sorted(self.products)
-        width = min(max(width, known[0]), known[-1])
-        above = next(w for w in known if w >= width)
-        below = max((w for w in known if w <= width), default=above)
-        part = 0.0 if above == below else math.log(width / below) / math.log(above / below)
-        return self.products[below] ** (1 - part) * self.products[above] ** part
+
+def _between(known: dict[int, float], at: float) -> float:
+    """A rate read between those that were measured, both on logarithmic scales; the nearest beyond them."""
+    sizes = sorted(known)
+    at = min(max(at, sizes[0]), sizes[-1])
+    above = next(size for size in sizes if size >= at)
+    below = max((size for size in sizes if size <= at), default=above)
+    part = 0.0 if above == below else math.log(at / below) / math.log(above / below)
+    return known[below] ** (1 - part) * known[above] ** part
 
 
 #: Where nothing can be measured: two cores of an AMD EPYC (Zen 4), a GPU of the middle class, an Apple M1.
 ASSUMED = {
-    "cpu": Speed({16: 8e10, 64: 1.4e11, 256: 1.4e11}, 8e9, 2e-5, measured=False),
-    "cuda": Speed({16: 1e12, 64: 5e12, 256: 1e13}, 2e11, 2e-5, measured=False),
-    "mps": Speed({16: 2e11, 64: 1e12, 256: 1.5e12}, 5e10, 3e-5, measured=False),
+    "cpu": Speed({16: 2e11, 64: 2.3e11, 256: 2.2e11}, {1 << 21: 2e10, 1 << 24: 5e9}, 7e-6, measured=False),
+    "cuda": Speed({16: 1e12, 64: 5e12, 256: 1e13}, {1 << 24: 2e11}, 2e-5, measured=False),
+    "mps": Speed({16: 2e11, 64: 1e12, 256: 1.5e12}, {1 << 24: 5e10}, 3e-5, measured=False),
 }
 
 
@@ -92,9 +100,7 @@ class Machine:
         try:
             known = _read(path)[self._key]
             kept = known["speed"]
-            self.speed = Speed(
-                {int(w): float(v) for w, v in kept["products"].items()}, float(kept["moved"]), float(kept["call"])
-            )
+            self.speed = Speed(_rates(kept["products"]), _rates(kept["moved"]), float(kept["call"]))
             self._ratios = {task: [float(r) for r in ratios] for task, ratios in known["ratios"].items()}
         except (KeyError, TypeError, ValueError, AttributeError):  # never measured, or damaged
             self.speed = probe(device, precision)
@@ -173,14 +179,18 @@ def _measured(device: str, precision: torch.dtype) -> Speed:
         x = torch.zeros(1, edge, edge, edge, width, device=device, dtype=precision).permute(0, 4, 1, 2, 3)
         weight = torch.zeros(width, width, 3, 3, 3, device=device, dtype=precision)
         products[width] = 2 * 27 * width**2 * edge**3 / best(functools.partial(_convolve, x, weight))
-    channels, edge = _MOVED
-    x = torch.zeros(1, channels, edge, edge, edge, device=device, dtype=precision)
-    moved = 4 * x.numel() * x.element_size()
+    moved: dict[int, float] = {}
+    for size, edge in _MOVED.items():
+        x = torch.zeros(1, _MOVED_CHANNELS, edge, edge, edge, device=device, dtype=precision)
+        moved[size] = 4 * x.numel() * x.element_size() / best(functools.partial(_normalise, x))
     small = torch.zeros(1, 4, 2, 2, 2, device=device, dtype=precision)
-    seconds = best(lambda: F.silu(F.group_norm(x, 16)))
     calls = 200
     call = best(lambda: [F.group_norm(small, 2) for _ in range(calls)]) / calls
-    return Speed(products, moved / seconds, call)
+    return Speed(products, moved, call)
+
+
+def _normalise(x: torch.Tensor) -> torch.Tensor:
+    return F.silu(F.group_norm(x, 16))
 
 
 def _convolve(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -190,28 +200,21 @@ def _convolve(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _best_time(device: str, work: Callable[[], object]) -> float:
-    """Seconds of the fastest of some repetitions."""
-    clock = _clock(device)
-    times = []
-    for _ in range(_REPETITIONS):
-        started = clock()
+    """Seconds of the fastest of some repetitions.
+
+    The time of the thread alone would not do on a CPU: it counts what a convolution waits for its other threads, and
+    not what the system takes to give memory.
+    """
+    times: list[float] = []
+    while len(times) < _REPETITIONS or sum(times) < _SECONDS:
+        started = time.perf_counter()
         work()
         if device.startswith("cuda"):
             torch.cuda.synchronize(device)
         elif device == "mps":
             torch.mps.synchronize()
-        times.append(clock() - started)
-    return max(min(times), 1e-9)
-
-
-def _clock(device: str) -> Callable[[], float]:
-    """Seconds; on a CPU those that this thread really had, so that other programs do not count.
-
-    The other threads of a convolution do the same share of it at the same time.
-    """
-    if device == "cpu" and time.get_clock_info("thread_time").resolution < 1e-4:
-        return time.thread_time
-    return time.perf_counter
+        times.append(max(time.perf_counter() - started, 1e-9))
+    return min(times)
 
 
 def _description(device: str, precision: torch.dtype) -> str:
@@ -222,6 +225,10 @@ def _description(device: str, precision: torch.dtype) -> str:
     else:
         where = f"{platform.machine()} {platform.processor()}, {torch.get_num_threads()} threads"
     return f"{platform.node()}: {kind} {where}, torch {torch.__version__}, {str(precision).removeprefix('torch.')}"
+
+
+def _rates(kept: dict[str, Any]) -> dict[int, float]:
+    return {int(size): float(rate) for size, rate in kept.items()}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -31,13 +31,13 @@ class Work:
 
     Args:
         products: Mean number of channels (geometric, of input and output) → operations in layers of that width.
-        moved: Bytes that all other operations read and write.
+        moved: Bytes that an operation reads and writes → bytes of all operations of that size.
         calls: Number of operations.
         peak_bytes: Largest memory of all tensors at one time, weights and inputs that lived before left out.
     """
 
     products: dict[float, float] = field(default_factory=dict)
-    moved: float = 0.0
+    moved: dict[float, float] = field(default_factory=dict)
     calls: int = 0
     peak_bytes: int = 0
 
@@ -48,15 +48,19 @@ class Work:
 
     def times(self, count: float) -> Work:
         """This pass ``count`` times over; the memory stays."""
-        products = {width: flops * count for width, flops in self.products.items()}
-        return Work(products, self.moved * count, round(self.calls * count), self.peak_bytes)
+        return Work(
+            {width: flops * count for width, flops in self.products.items()},
+            {size: total * count for size, total in self.moved.items()},
+            round(self.calls * count),
+            self.peak_bytes,
+        )
 
     def then(self, other: Work) -> Work:
         """This work and another one after it."""
-        products = Counter(self.products)
+        products, moved = Counter(self.products), Counter(self.moved)
         products.update(other.products)
-        peak = max(self.peak_bytes, other.peak_bytes)
-        return Work(dict(products), self.moved + other.moved, self.calls + other.calls, peak)
+        moved.update(other.moved)
+        return Work(dict(products), dict(moved), self.calls + other.calls, max(self.peak_bytes, other.peak_bytes))
 
 
 def count_work(networks: Sequence[nn.Module], run: Callable[[], object]) -> Work:
@@ -69,7 +73,7 @@ def count_work(networks: Sequence[nn.Module], run: Callable[[], object]) -> Work
     watch = _Watch({_place(p) for network in networks for p in network.parameters()})
     with torch.no_grad(), watch, _Attention(watch):
         run()
-    return Work(dict(watch.products), watch.moved, watch.calls, watch.peak)
+    return Work(dict(watch.products), dict(watch.moved), watch.calls, watch.peak)
 
 
 def _place(tensor: torch.Tensor) -> int:
@@ -104,8 +108,8 @@ class _Watch(TorchDispatchMode):
         self._weights = weights
         self._living: dict[Any, int] = {}
         self._now = self.calls = self.peak = 0
-        self.moved = 0.0
         self.products: Counter[float] = Counter()
+        self.moved: Counter[float] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -124,11 +128,9 @@ class _Watch(TorchDispatchMode):
             # (…, n, k) @ (…, k, m): every number of the result is a sum of k products.
             depth = given[-2].shape[-1]
             self.products[_PRODUCT_CHANNELS] += 2.0 * result.numel() * depth
-            self.moved += sum(map(_bytes, [*given, *made]))
-            self.calls += 1
+            self._move(sum(map(_bytes, [*given, *made])))
         elif any(_place(t) not in before for t in made) or func._schema.is_mutable:  # no mere view
-            self.moved += sum(map(_bytes, [*given, *made]))
-            self.calls += 1
+            self._move(sum(map(_bytes, [*given, *made])))
         self._account([t for t in made if _place(t) not in before], scratch)
         return result
 
@@ -140,9 +142,12 @@ class _Watch(TorchDispatchMode):
         self.products[(inside * outside) ** 0.5] += per_voxel * (x if transposed else result).numel()
         # The library convolves in a layout of its own: a copy of the input goes there, and the result comes back.
         copies = _bytes(x) + _bytes(result)
-        self.moved += 2 * copies + _bytes(weight)
-        self.calls += 1
+        self._move(2 * copies + _bytes(weight))
         return copies + _bytes(weight)
+
+    def _move(self, size: int) -> None:
+        self.moved[size] += size
+        self.calls += 1
 
     def _account(self, made: list[torch.Tensor], scratch: int) -> None:
         for reference in [r for r in self._living if r.expired()]:

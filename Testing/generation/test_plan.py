@@ -51,6 +51,15 @@ def test_plan_says_what_will_happen(rflow: Bundle) -> None:
     assert "3 × 16×16×16 voxels at 4×4×4 mm, latent 4×8×8×8, 2 steps on cpu (float32)" in str(planned)
 
 
+def test_reading_the_weights_counts_their_file(rflow: Bundle) -> None:
+    unet, controlnet = (costs.weight_bytes([costs.unstored(rflow, n)]) for n in ("diffusion", "controlnet"))
+    file = rflow.entry("controlnet").bytes
+    assert file
+    assert costs.loading_bytes(rflow, ["diffusion", "controlnet"]) == unet + controlnet + file
+    stage = next(s for s in maisi.plan(rflow, GenerateRequest(), device="cpu").stages if s.name == "diffusion")
+    assert stage.bytes >= unet + controlnet + file
+
+
 def test_networks_get_no_memory(rflow: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     devices = []
     build = costs.build_network

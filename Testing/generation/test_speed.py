@@ -23,7 +23,7 @@ def probes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     def probe(device: str, precision: torch.dtype) -> Speed:
         made.append(device)
-        return Speed({16: 1e9, 64: 4e9}, 1e8, 1e-6)
+        return Speed({16: 1e9, 64: 4e9}, {1000: 1e8}, 1e-6)
 
     monkeypatch.setattr(speeds, "probe", probe)
     speeds.forget()
@@ -42,11 +42,12 @@ def test_a_computer_is_measured_once_for_all_processes(probes: list[str], data_f
     assert len(probes) == 2  # another arithmetic has another speed
 
 
-def test_time_is_read_between_the_measured_widths() -> None:
-    speed = Speed({16: 1e9, 64: 4e9}, 1e8, 1e-3)
-    assert speed.rate(32) == pytest.approx(2e9)
-    assert (speed.rate(4), speed.rate(1000)) == (1e9, 4e9)
-    assert speed.seconds(Work({16: 1e9, 64: 4e9}, 1e8, 1000)) == pytest.approx(4)
+def test_time_is_read_between_what_was_measured() -> None:
+    speed = Speed({16: 1e9, 64: 4e9}, {100: 1e8, 10000: 1e6}, 1e-3)
+    assert speed.seconds(Work({16: 1e9, 64: 4e9}, {100: 1e8}, 1000)) == pytest.approx(4)
+    assert speed.seconds(Work({32: 2e9})) == pytest.approx(1)
+    assert speed.seconds(Work({4: 1e9, 1000: 4e9})) == pytest.approx(2)  # beyond, as at the ends
+    assert speed.seconds(Work(moved={1000: 1e7, 1e9: 1e6})) == pytest.approx(2)
 
 
 def test_real_runs_correct_the_estimate_and_the_best_of_the_last_counts(data_folder: Path) -> None:
@@ -75,7 +76,7 @@ def test_runs_too_short_to_tell_are_not_remembered(data_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"format": 99, "devices": {}}', '{"format": 1, "devices": []}', "damaged entry"]
+    "content", ["", "{", "[]", '{"format": 99, "devices": {}}', '{"format": 2, "devices": []}', "damaged entry"]
 )
 def test_a_damaged_file_is_measured_over(probes: list[str], data_folder: Path, content: str) -> None:
     data_folder.mkdir()
@@ -87,7 +88,7 @@ def test_a_damaged_file_is_measured_over(probes: list[str], data_folder: Path, c
     path.write_text(content)
     Machine("cpu", torch.float32, path)
     assert probes == ["cpu"]
-    assert json.loads(path.read_text())["format"] == 1
+    assert json.loads(path.read_text())["format"] == 2
 
 
 def test_a_folder_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -> None:
@@ -114,5 +115,5 @@ def test_the_probe_is_plausible_and_short(monkeypatch: pytest.MonkeyPatch) -> No
     speed = speeds.probe("cpu", torch.float32)
     assert speed.measured
     assert all(1e8 < rate < 1e14 for rate in speed.products.values())
-    assert 1e8 < speed.moved < 1e13
+    assert all(1e8 < rate < 1e13 for rate in speed.moved.values())
     assert 1e-8 < speed.call < 1e-2

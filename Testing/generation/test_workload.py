@@ -48,10 +48,11 @@ def test_views_cost_nothing_and_changes_in_place_do() -> None:
     assert count_work([], lambda: x.view(10, 40).t()[2:].unsqueeze(0)).calls == 0
     changed = count_work([], lambda: x.add_(1))
     assert (changed.calls, changed.peak_bytes) == (1, 0)
+    assert changed.moved == {3200: 3200}, "two tensors of 400 numbers in four bytes"
 
 
 def test_work_adds_up() -> None:
-    first, second = Work({16.0: 10.0}, 5.0, 1, 100), Work({16.0: 1.0, 64.0: 2.0}, 1.0, 2, 50)
+    first, second = Work({16.0: 10.0}, {8: 5.0}, 1, 100), Work({16.0: 1.0, 64.0: 2.0}, {8: 1.0, 9: 3.0}, 2, 50)
     both = first.times(3).then(second)
-    assert both == Work({16.0: 31.0, 64.0: 2.0}, 16.0, 5, 100)
+    assert both == Work({16.0: 31.0, 64.0: 2.0}, {8: 16.0, 9: 3.0}, 5, 100)
     assert both.flops == pytest.approx(33)
