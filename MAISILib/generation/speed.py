@@ -31,7 +31,7 @@ _FORMAT = 2
 #: Channels of the probe's convolutions, each with the edge of its volume: some ten milliseconds of work on a CPU core.
 _PROBED = {16: 40, 64: 20, 256: 10}
 #: Each of them is repeated so often at least, and for so many seconds; the fastest counts.
-_REPETITIONS, _SECONDS = 4, 0.15
+_REPETITIONS, _SECONDS = 4, 0.25
 #: Channels of the tensors that are normalised.
 _MOVED_CHANNELS = 64
 #: Bytes that an operation reads and writes → edge of the tensor that stands for it. The first fits into a processor's
