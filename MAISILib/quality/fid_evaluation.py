@@ -67,11 +67,11 @@ class FidReport:
     def __str__(self) -> str:
         real, generated = self.volumes
         lines = [f"{real} real and {generated} generated volumes; {self.features}"]
-        lines.append(f"{'plane':<6}{'FID':>10}{'95 % interval':>22}{'KID':>12}")
+        lines.append(f"{'plane':<6}{'FID':>11}{'95 % interval':>25}{'KID':>12}")
         for plane, value in self.fid.items():
             spread = self.confidence.get(plane)
             interval = f"{spread.low:.4g} to {spread.high:.4g}" if spread else "–"
-            lines.append(f"{plane:<6}{value:>10.4g}{interval:>22}{self.kid[plane]:>12.4g}")
+            lines.append(f"{plane:<6}{value:>11.4g}{interval:>25}{self.kid[plane]:>12.4g}")
         if spread := self.confidence.get("mean"):
             lines.append(f"bias of so few volumes, about: {spread.bias:.4g} ({self.replicates} bootstrap replicates)")
         return "\n".join([*lines, *(f"left out: {reason}" for reason in self.left_out)])
