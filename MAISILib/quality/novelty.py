@@ -15,6 +15,7 @@ import numpy as np
 
 from MAISILib.errors import RequestError
 from MAISILib.files.images import read_image
+from MAISILib.memory import give_back
 from MAISILib.quality.counting import counted
 from MAISILib.quality.image_sets import ImageFile
 from MAISILib.quality.slice_features import body_of
@@ -190,6 +191,7 @@ def read_signatures(
             found[image.name] = Signature(read_image(image.path), grid, encode)
         except RequestError as error:
             raise RequestError(f"{image.path}: {error}") from None
+        give_back("cpu")  # what an image took lies around its small signature
         on_done(what, number, len(images), image.name)
     return found
 
