@@ -38,6 +38,10 @@ _EXPECTED_FROM = 200
 #: Fewer training patients say nothing about how far apart patients are.
 LEAST_TRAINING = 4
 SPACES = ("latent", "image")
+_ABOUT_MASKS = (
+    "A mask alone brings an image this near to the patient whose mask it is, trained on or not. For new patients vary "
+    "the masks (--vary), or make them to order (--generate-mask)."
+)
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,8 @@ class NoveltyReport:
                 f"{space} {getattr(case, space)[0].distance:.3g} ({getattr(case, space)[0].name})" for space in SPACES
             )
             lines.append(f"{case.name}: {case.verdict}; nearest in {nearest}")
+        if self.copies:
+            lines.append(_ABOUT_MASKS)
         return "\n".join(lines)
 
 

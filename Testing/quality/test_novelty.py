@@ -63,11 +63,13 @@ def test_training_patient_is_found_though_shifted_and_noisy(training: dict[str, 
     assert new.verdict == "new"
     json.dumps(report.to_dict(), allow_nan=False)
     assert "copy: copy; nearest in latent" in str(report)
+    assert "vary the masks (--vary)" in str(report)
 
 
 def test_other_patients_are_new(training: dict[str, Signature]) -> None:
     report = compared(training, **{f"v{seed}": patient(seed) for seed in range(100, 112)})
     assert report.copies == []
+    assert "--vary" not in str(report), "no advice where nothing is wrong"
     for space, expected in report.expected.items():
         assert expected.copy_below < expected.low <= expected.median <= expected.high, space
 
