@@ -42,10 +42,16 @@ def body_from_ct(ct: Volume, mask: LabelMap) -> np.ndarray:
         ``(X, Y, Z)`` bool, on the mask's grid.
 
     Raises:
-        MaskError: No tissue there.
+        MaskError: No tissue there, or nothing but tissue.
     """
     import cc3d
     from scipy import ndimage
+
+    if float(ct.array.min()) > TISSUE_HU:
+        raise MaskError(
+            f"The CT shows nothing below {TISSUE_HU:.0f} HU, neither air nor lungs. Check that it is a CT in HU and no "
+            "label map, or make the envelope without a CT."
+        )
 
     axis = superior_axis(mask)
     # Cut within slices: a chest wall may be as thin as a coarse voxel, and so is a table.

@@ -218,7 +218,7 @@ def check_case(name: str, image: Volume, mask: LabelMap | None, ranges: Sequence
         **{key: threshold_dice(values, labels, structure) for key, structure in shown.items()},
     )
     tumors = {lesion for lesion in lesions if mask.table.find(lesion).is_tumor}
-    return replace(check, findings=tuple(_findings(check, better, tumors)))
+    return replace(check, findings=(*_unknown_labels(mask), *_findings(check, better, tumors)))
 
 
 def _check_without_units(name: str, image: Volume) -> CaseCheck:
@@ -227,6 +227,13 @@ def _check_without_units(name: str, image: Volume) -> CaseCheck:
     if image.array.max() == image.array.min():
         return CaseCheck(name, (Finding("failed", "the image is blank: all voxels have one value"),))
     return CaseCheck(name, (Finding("not checked", "the image is not in HU: only blankness was checked"),))
+
+
+def _unknown_labels(mask: LabelMap) -> Iterator[Finding]:
+    unknown = [label for label in mask.labels if label not in mask.table]
+    if unknown:
+        listed = ", ".join(f"{label} ({counted(int(mask.counts[label]), 'voxel')})" for label in unknown)
+        yield Finding("failed", f"the bundle does not know labels of the mask: {listed}")
 
 
 def _findings(check: CaseCheck, better: float, tumors: set[str]) -> Iterator[Finding]:

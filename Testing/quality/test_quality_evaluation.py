@@ -90,6 +90,10 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
     ),
     "empty mask": (lambda i, m: (i, m.with_array(np.zeros_like(m.array))), "mask is empty"),
     "no value": (lambda i, m: (np.where(m.array == LIVER, np.nan, i), m), "NaN"),
+    "label of another table": (
+        lambda i, m: (i, m.with_array(np.where(m.array == LIVER, 255, m.array).astype(np.uint8))),
+        r"does not know labels of the mask: 255 \(\d+ voxels\)",
+    ),
     "mask of another size": (
         lambda i, m: (i, m.with_array(m.array[:-1].copy())),
         r"\(24 × 20 × 16 voxels\) and mask \(23 × 20 × 16\) differ in size",
