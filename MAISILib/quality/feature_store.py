@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from MAISILib.errors import FileFormatError, RequestError
-from MAISILib.files.atomic import atomic_path, write_text
+from MAISILib.files.atomic import atomic_path, output_error, write_text
 from MAISILib.files.pairs import natural_order
 from MAISILib.quality.fid import PLANES, SliceStatistics
 from MAISILib.quality.image_sets import ImageFile
@@ -35,13 +36,14 @@ class FeatureStore:
         features_name: Name of the features.
 
     Raises:
-        RequestError: The folder holds features of another network or another preprocessing.
+        RequestError: The folder holds features of another network or another preprocessing, or files of others.
         FileFormatError: The folder holds none, though they are asked for.
     """
 
     def __init__(self, folder: Path, features_name: str | None, *, anew: bool = False) -> None:
         self._folder = folder
-        stored = _stored_name(folder) if (folder / HEADER).is_file() else None
+        self._is_there = (folder / HEADER).is_file()
+        stored = _stored_name(folder) if self._is_there else None
         if features_name is None:
             if stored is None:
                 raise FileFormatError(f"{folder} holds no stored features (no {HEADER}).")
@@ -51,18 +53,26 @@ class FeatureStore:
                 f"{folder} holds features of another network or another preprocessing: {stored!r} there, "
                 f"{features_name!r} wanted. Give another folder, the same options as then, or --ignore-existing."
             )
+        elif not self._is_there and (foreign := next(_archives(folder), None)) is not None:
+            raise RequestError(
+                f"{foreign} was not written here, and might be overwritten: {folder} has no {HEADER}. Give another "
+                "folder for the features."
+            )
         self.features_name = features_name
         self._anew = anew
 
     def prepare(self) -> None:
-        """Writes what the features are; features of another name lose their meaning.
+        """Writes what the features are; where they are to be made anew, those that lie there are deleted.
 
         Raises:
             OutputError: The folder cannot be written.
         """
-        if self._anew:
-            for path in self._folder.rglob("*.npz"):
-                path.unlink(missing_ok=True)
+        if self._anew and self._is_there:
+            for path in filter(_is_own, _archives(self._folder)):
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    raise output_error(path, error) from None
         write_text(self._folder / HEADER, json.dumps({"format": _FORMAT, "features": self.features_name}) + "\n")
 
     def has(self, image: ImageFile) -> bool:
@@ -141,6 +151,14 @@ class FeatureSet:
         return found
 
 
+def is_store(folder: Path) -> bool:
+    """Whether features lie in a folder, and not only a file of the same name as ours."""
+    try:
+        return bool(_stored_name(folder))
+    except FileFormatError:
+        return False
+
+
 def _stored_name(folder: Path) -> str:
     try:
         header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
@@ -149,6 +167,22 @@ def _stored_name(folder: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise FileFormatError(f"{folder / HEADER} does not say what the features in its folder are. Give another folder.")
+
+
+def _archives(folder: Path) -> Iterator[Path]:
+    """All archives of a folder, whoever wrote them, but for those of stores that lie in it."""
+    for inside, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not Path(inside, name, HEADER).is_file()]
+        yield from (Path(inside, name) for name in names if name.endswith(".npz"))
+
+
+def _is_own(path: Path) -> bool:
+    """Whether an archive holds what :meth:`FeatureStore.write` puts into one, and nothing else."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return set(archive.namelist()) == {f"{name}.npy" for name in ("source", *PLANES)}
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _identity(path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from MAISILib.errors import FileFormatError, RequestError
 from MAISILib.files.images import read_image
 from MAISILib.quality.bootstrap import Confidence, bootstrap
 from MAISILib.quality.companions import Companions
-from MAISILib.quality.feature_store import HEADER, FeatureSet, FeatureStore
+from MAISILib.quality.feature_store import HEADER, FeatureSet, FeatureStore, is_store
 from MAISILib.quality.fid import PLANES
 from MAISILib.quality.image_sets import ImageFile, check_spacings, find_images, named
 from MAISILib.quality.kernel_distance import kernel_distance
@@ -116,14 +116,19 @@ def evaluate_fid(
 
     Raises:
         FileFormatError: Images that cannot be used; all of them are named.
-        RequestError: A set of less than two images, different voxel sizes, or stored features that are others.
+        RequestError: A set of less than two images, different voxel sizes, stored features that are others, or
+            features that would be kept among the images.
     """
     companions = companions or Companions()
-    sources = {
-        side: source if (source / HEADER).is_file() else find_images(source, root, limit)
-        for side, source, root in zip(_SIDES, (real, generated), roots, strict=True)
-    }
+    given: dict[str, Path] = dict(zip(_SIDES, (real, generated), strict=True))
+    sources = {side: _found(source, root, limit) for (side, source), root in zip(given.items(), roots, strict=True)}
     images = {side: found for side, found in sources.items() if not isinstance(found, Path)}
+    kept = {side: folder / side for side in images if folder is not None}
+    if real_folder is not None and "real" in images:
+        kept["real"] = real_folder
+    for side, found in sources.items():
+        for place in kept.values():
+            _check_apart(place, side, given[side], [] if isinstance(found, Path) else found)
     for side, found in images.items():
         _check_several(len(found), side)
     if not resampled:
@@ -143,8 +148,7 @@ def evaluate_fid(
                 names = store.names()[:limit]
             else:
                 assert features is not None
-                kept = real_folder if side == "real" and real_folder is not None else place / side
-                store = FeatureStore(kept, features.name, anew=anew)
+                store = FeatureStore(kept.get(side, place / side), features.name, anew=anew)
                 names, bad = _stored(store, source, features, companions, skip_bad, side, on_done)
                 left_out += bad
             _check_several(len(names), side)
@@ -152,6 +156,22 @@ def evaluate_fid(
         report = _measured(sets, replicates, tuple(left_out), on_done) if companions.is_first else None
         companions.everyones([])  # the first process reads what the others wrote: nobody leaves before it
     return report
+
+
+def _found(source: Path, root: Path | None, limit: int | None) -> Path | list[ImageFile]:
+    """The images of a set, or its folder where that holds stored features."""
+    if not (source / HEADER).is_file():
+        return find_images(source, root, limit)
+    try:
+        images = find_images(source, root, limit)
+    except FileFormatError:  # no images
+        return source
+    if is_store(source):
+        raise RequestError(
+            f"{source} holds stored features ({HEADER}) as well as images ({images[0].path}), so it is not clear which "
+            f"of them to take. Move {HEADER} and the .npz files that came with it elsewhere, or delete them."
+        )
+    return images
 
 
 def _stored(
@@ -200,6 +220,21 @@ def _measured(
         )
     kid = kernel_distance(real, generated)
     return FidReport(real.features_name, (len(real), len(generated)), fid, confidence, replicates, kid, left_out)
+
+
+def _check_apart(kept: Path, side: str, source: Path, images: Sequence[ImageFile]) -> None:
+    """Features among images would be taken for the set itself, and could overwrite or delete what lies there."""
+    within = kept.resolve()
+    if source.is_dir():
+        place = source.resolve()
+        is_among = within.is_relative_to(place) or place.is_relative_to(within)
+    else:
+        is_among = any(path.resolve().is_relative_to(within) for path in {image.path.parent for image in images})
+    if is_among:
+        raise RequestError(
+            f"Features would be kept in {kept}, among the files of the {side} set ({source}). Give another folder for "
+            "features (--features), neither in nor above those of the two sets."
+        )
 
 
 def _check_several(count: int, side: str) -> None:

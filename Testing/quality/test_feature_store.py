@@ -1,0 +1,96 @@
+"""Features that are kept: they spare nobody's files, and count only for what they were made of."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from MAISILib.errors import RequestError
+from MAISILib.quality.feature_store import HEADER
+from Testing.quality.image_folders import write_patients
+from Testing.quality.test_fid_evaluation import SliceMeans, measure
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Path:
+    return write_patients(tmp_path / "data" / "real", range(3))
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    return write_patients(tmp_path / "data" / "generated", range(10, 12))
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    return tmp_path / "kept"
+
+
+def files_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("anew", [False, True])
+@pytest.mark.parametrize("place", ["data", "data/real", "."])
+def test_features_among_images_are_refused_and_nothing_is_touched(
+    real: Path, made: Path, tmp_path: Path, place: str, anew: bool
+) -> None:
+    if place == ".":  # its part for real features holds the images
+        (tmp_path / "data").rename(tmp_path / "real")
+        real, made = tmp_path / "real" / "real", tmp_path / "real" / "generated"
+    (real / "latents").mkdir()
+    np.savez(real / "latents" / "mine.npz", latent=np.zeros(3))
+    before = files_below(tmp_path)
+    features = SliceMeans()
+    with pytest.raises(RequestError, match=r"Features would be kept in .*Give another folder"):
+        measure(real, made, features=features, folder=tmp_path / place, anew=anew)
+    with pytest.raises(RequestError, match=r"kept in .* among the files of the real set"):
+        measure(real, made, features=features, real_folder=real, anew=anew)
+    assert files_below(tmp_path) == before
+    assert features.seen == 0
+
+
+def test_features_are_not_kept_over_those_that_stand_for_the_other_set(real: Path, made: Path, kept: Path) -> None:
+    measure(real, made, folder=kept)
+    with pytest.raises(RequestError, match=r"kept in .*real, among the files of the generated set"):
+        measure(made, kept / "real", folder=kept)
+
+
+def test_computing_anew_deletes_only_features_of_this_folder(real: Path, made: Path, kept: Path) -> None:
+    measure(real, made, folder=kept)
+    measure(real, made, folder=kept / "real" / "inner")
+    np.savez(kept / "real" / "mine.npz", latent=np.zeros(3))
+    (kept / "real" / "broken.npz").write_bytes(b"?")
+    np.save(kept / "real" / "flat", np.zeros(3))
+    (kept / "real" / "flat.npy").rename(kept / "real" / "flat.npz")
+    others = write_patients(real.parent / "others", range(5, 7))
+    measure(others, made, folder=kept, anew=True)
+    left = {path.relative_to(kept / "real").as_posix() for path in files_below(kept / "real")}
+    inner = {f"inner/real/{name}" for name in (HEADER, "p0.npz", "p1.npz", "p2.npz")}
+    inner |= {f"inner/generated/{name}" for name in (HEADER, "p10.npz", "p11.npz")}
+    assert left == {HEADER, "p5.npz", "p6.npz", "mine.npz", "broken.npz", "flat.npz"} | inner
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_archives_of_others_are_not_taken_for_features_nor_overwritten(
+    real: Path, made: Path, kept: Path, anew: bool
+) -> None:
+    (kept / "real").mkdir(parents=True)
+    np.savez(kept / "real" / "p0.npz", latent=np.zeros(3))
+    with pytest.raises(RequestError, match=r"p0\.npz was not written here.*Give another folder"):
+        measure(real, made, folder=kept, anew=anew)
+    assert list(np.load(kept / "real" / "p0.npz")) == ["latent"]
+
+
+def test_a_folder_of_images_never_passes_for_stored_features(real: Path, made: Path, kept: Path) -> None:
+    (real / HEADER).write_text('{"columns": ["age"]}')
+    features = SliceMeans()
+    assert measure(real, made, features=features, folder=kept).volumes == (3, 2)
+    assert features.seen == 5
+    for path in (kept / "real").iterdir():
+        shutil.copy(path, real)
+    with pytest.raises(RequestError, match=r"features\.json\) as well as images \(.*p0_ct\.nii\.gz\)"):
+        measure(real, made)
