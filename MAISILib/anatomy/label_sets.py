@@ -85,6 +85,10 @@ class LabelSet:
             found = alike[0] if len(alike) == 1 else None
         return found
 
+    def numbered(self, number: int | None) -> Structure | None:
+        """The structure of this number."""
+        return None if number is None else self.by_number.get(number)
+
     def named(self, name: str) -> Structure | None:
         """The structure of this name (upper and lower case alike, ``_`` as a space)."""
         return self.by_name.get(plain_name(name))

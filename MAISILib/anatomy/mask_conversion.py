@@ -10,8 +10,8 @@ import numpy as np
 
 from MAISILib.anatomy.label_guess import OWN, guess_numbers
 from MAISILib.anatomy.label_profiles import label_profiles
-from MAISILib.anatomy.label_sets import IGNORE, LABEL_SETS, LabelSet, code_values, label_set, read_label_set
-from MAISILib.anatomy.labels import LabelTable
+from MAISILib.anatomy.label_sets import IGNORE, LABEL_SETS, LabelSet, Structure, code_values, label_set, read_label_set
+from MAISILib.anatomy.labels import LabelTable, plain_name
 from MAISILib.anatomy.synonyms import find_synonym
 from MAISILib.errors import MaskError
 from MAISILib.files.segmentations import Segment, Segmentation, find_label
@@ -27,7 +27,7 @@ class ConvertedStructure:
 
     Args:
         name: As the file says; its number where the file names nothing.
-        number: In the file.
+        number: In the file; ``None`` where it has only a name.
         label: Of the bundle; ``None`` where it has none.
         label_name: Its name.
         found: What told it: tag, code, name, synonym or number; or that it is ignored, not in the user's list, or
@@ -38,7 +38,7 @@ class ConvertedStructure:
     """
 
     name: str
-    number: int
+    number: int | None
     label: int | None
     label_name: str
     found: str
@@ -130,18 +130,18 @@ def convert(
         MaskError: Nothing in the segmentation has a label, or ``auto`` cannot tell what its numbers mean.
     """
     ranks = [_ranks(segmentation, index) for index in range(segmentation.layers.shape[3])]
-    title, decisions = _decide(segmentation, ranks, table, source, read_as)
+    title, decisions, told = _decide(segmentation, ranks, table, source, read_as)
     voxels = _joint_counts(ranks, None, len(decisions))[:, 0]
     if not any(d.label is not None and n for d, n in zip(decisions, voxels, strict=True)):
         names = ", ".join(d.name for d, n in zip(decisions, voxels, strict=True) if n)
         raise MaskError(
             f"{source}, read as {title}: no structure has a label in {table.name!r} ({names or 'it is empty'}). "
-            "Choose another bundle, or say with --from what its labels are."
+            f"{' '.join((*told, 'Choose another bundle, or say with --from what its labels are.'))}"
         )
     labels = segmentation.painted(_in_painting_order(segmentation, decisions, voxels, table))
     joint = _joint_counts(ranks, labels, len(decisions))
     structures = [_filled(d, int(n), row, table) for d, n, row in zip(decisions, voxels, joint, strict=True)]
-    notes = list(segmentation.notes)
+    notes = [*segmentation.notes, *told]
     strays = int(np.count_nonzero(segmentation.layers)) - int(voxels.sum())
     if strays:
         notes.append(f"{strays} voxels belong to no segment that the file describes; they were left out.")
@@ -153,12 +153,12 @@ def convert(
 
 def _decide(
     segmentation: Segmentation, ranks: list[np.ndarray], table: LabelTable, source: str, read_as: str
-) -> tuple[str, list[ConvertedStructure]]:
-    """What the segmentation was read as, and the label of each segment."""
+) -> tuple[str, list[ConvertedStructure], list[str]]:
+    """What the segmentation was read as, the label of each segment, and notes."""
     numbers: LabelSet | None = None  # what numbers without names mean; the bundle's own labels where None
     if read_as.lower().endswith(".csv"):
         users = read_label_set(Path(read_as), table)
-        return users.title, [_by_users_list(segment, users, table) for segment in segmentation.segments]
+        return users.title, *_by_users_list(segmentation.segments, users, table)
     title, lists = "the names of its structures", [label_set(name) for name in LABEL_SETS]
     if read_as == OWN:
         title = f"{table.name}'s own numbers"
@@ -169,7 +169,9 @@ def _decide(
         profiles = label_profiles(ranks[0], len(segmentation.segments) + 1)
         centers = profiles.centers(segmentation.affine)
         unnamed = {
-            s.value: centers[i] for i, s in enumerate(segmentation.segments, 1) if not s.is_named and i in centers
+            s.number: centers[i]
+            for i, s in enumerate(segmentation.segments, 1)
+            if not s.is_named and s.number is not None and i in centers
         }
         guess = guess_numbers(unnamed, table, source)
         numbers = None if guess.name == OWN else label_set(guess.name)
@@ -179,26 +181,44 @@ def _decide(
         if segment.is_named:
             decided.append(_by_name(segment, lists, table, trusts_tags=read_as == AUTO))
         elif numbers is None:
-            known = segment.value in table and not table[segment.value].is_unused
-            decided.append(_structure(segment, segment.name, segment.value if known else None, "number", table))
+            own = segment.number if segment.number in table else None
+            decided.append(_structure(segment, segment.name, own, "number", table))
         else:
-            found = numbers.by_number.get(segment.value)
+            found = numbers.numbered(segment.number)
             label = found.label_in(table) if found else None
             decided.append(_structure(segment, found.name if found else segment.name, label, "number", table))
-    return title, decided
+    return title, decided, []
 
 
-def _by_users_list(segment: Segment, users: LabelSet, table: LabelTable) -> ConvertedStructure:
-    found = users.named(segment.name) if segment.is_named else None
-    by = "name"
-    if found is None:
-        found, by = users.by_number.get(segment.value), "number"
-    if found is None:
+def _by_users_list(
+    segments: tuple[Segment, ...], users: LabelSet, table: LabelTable
+) -> tuple[list[ConvertedStructure], list[str]]:
+    """By name, else by number; and a note of the rows that match nothing, which may be misspelt."""
+    by_name = [users.named(segment.name) if segment.is_named else None for segment in segments]
+    rows = []
+    for segment, row in zip(segments, by_name, strict=True):
+        numbered = users.numbered(segment.number)
+        is_anothers = numbered in by_name  # a segment has the row's name, so the row means that one
+        rows.append(row or (None if is_anothers else numbered))
+    decided = [_by_row(segment, row, table) for segment, row in zip(segments, rows, strict=True)]
+    missed = [row for row in users.structures if row not in rows]
+    if not missed:
+        return decided, []
+    told = ", ".join(" ".join(str(v) for v in (row.number, row.name) if v not in (None, "")) for row in missed)
+    notes = [f"Rows of {users.title} that match nothing: {told}."]
+    if any(row.number is not None for row in missed) and all(segment.number is None for segment in segments):
+        notes.append("The structures here have no numbers, so only names in the list can match them.")
+    return decided, notes
+
+
+def _by_row(segment: Segment, row: Structure | None, table: LabelTable) -> ConvertedStructure:
+    if row is None:
         return _structure(segment, segment.name, None, "not listed", table)
-    name = found.name or segment.name
-    if found.label.casefold() == IGNORE:
+    name = segment.name if segment.is_named else row.name or segment.name
+    if row.label.casefold() == IGNORE:
         return _structure(segment, name, None, "ignored", table)
-    return _structure(segment, name, found.label_in(table), by, table)
+    is_named_so = segment.is_named and plain_name(segment.name) == plain_name(row.name)
+    return _structure(segment, name, row.label_in(table), "name" if is_named_so else "number", table)
 
 
 def _by_name(segment: Segment, lists: list[LabelSet], table: LabelTable, trusts_tags: bool) -> ConvertedStructure:
@@ -221,7 +241,7 @@ def _structure(segment: Segment, name: str, label: int | None, found: str, table
         label = None
     if label is None and found not in ("ignored", "not listed"):
         found = "unknown"
-    return ConvertedStructure(name, segment.value, label, "" if label is None else table[label].name, found)
+    return ConvertedStructure(name, segment.number, label, "" if label is None else table[label].name, found)
 
 
 def _in_painting_order(

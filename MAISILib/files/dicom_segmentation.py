@@ -42,7 +42,7 @@ def read_dicom_segmentation(path: Path | str) -> Segmentation:
 
     Raises:
         FileFormatError: The file is missing, damaged, no segmentation in slices of the patient, holds fractions, is
-            compressed, or claims more than it holds or fits into the memory.
+            compressed, gives several segments one number, or claims more than it holds or fits into the memory.
     """
     path = Path(path)
     check_is_file(path)
@@ -61,8 +61,8 @@ def read_dicom_segmentation(path: Path | str) -> Segmentation:
             raise FileFormatError(f"{path} holds fractions ({kind}). Threshold them in Slicer and save the segments.")
         frames, affine, shape = _placed_frames(dataset, kind == "LABELMAP", path)
         pixels = _pixels(dataset, len(frames), kind == "LABELMAP", path)
-        described = {int(item.SegmentNumber): item for item in needed(dataset, "SegmentSequence", path)}
-        strangers = sorted({frame.segment for frame in frames} - {0, *described})
+        described = _described(dataset, path)
+        strangers = sorted({frame.segment for frame in frames} - set(described)) if kind == "BINARY" else []
         if strangers:
             raise FileFormatError(f"{path} has frames of segments that it does not describe: {strangers[:5]}.")
         frame_of_reference = str(dataset.get("FrameOfReferenceUID") or "")
@@ -70,7 +70,7 @@ def read_dicom_segmentation(path: Path | str) -> Segmentation:
             layers = np.zeros(shape, pixels.dtype)
             for frame in frames:
                 layers[:, :, frame.slice] = pixels[frame.place].T
-            segments = [_segment(item, number, 0) for number, item in described.items() if number]
+            segments = [_segment(item, number, number, 0) for number, item in described.items() if number]
             voxels = straightened(layers[..., None], affine, path)
             return Segmentation(voxels.array, voxels.affine, tuple(segments), voxels.notes, frame_of_reference)
         return _from_bits(pixels, frames, described, shape, affine, frame_of_reference, path)
@@ -103,7 +103,7 @@ def _from_bits(
             empty.append(_name(item, number))
             continue
         place = (*box[:2], slice(box[2].start + first, box[2].stop + first))
-        segments.append(_segment(item, *layers.add(inside[box], place)))
+        segments.append(_segment(item, number, *layers.add(inside[box], place)))
     voxels = straightened(layers.stacked(), affine, path)
     notes = (*voxels.notes, *((f"Empty structures were left out: {', '.join(empty)}.",) if empty else ()))
     return Segmentation(voxels.array, voxels.affine, tuple(segments), notes, frame_of_reference)
@@ -198,8 +198,23 @@ def _pixels(dataset: Any, frames: int, is_label_map: bool, path: Path) -> np.nda
     return np.frombuffer(data, f"<u{bits // 8}", rows * columns * frames).reshape(frames, rows, columns)
 
 
-def _segment(item: Any, value: int, layer: int) -> Segment:
-    return Segment(_name(item, value), value, layer, "", _terminology(item))
+def _described(dataset: Any, path: Path) -> dict[int, Any]:
+    """SegmentNumber → description."""
+    described: dict[int, Any] = {}
+    for item in needed(dataset, "SegmentSequence", path):
+        number = int(item.SegmentNumber)
+        if number in described:
+            names = " and ".join(repr(_name(one, number)) for one in (described[number], item))
+            raise FileFormatError(
+                f"{path} describes several segments with the number {number} ({names}), so its frames cannot be told "
+                "apart. Export it again, with a number for each segment."
+            )
+        described[number] = item
+    return described
+
+
+def _segment(item: Any, number: int, value: int, layer: int) -> Segment:
+    return Segment(_name(item, number), value, layer, "", _terminology(item), number=number)
 
 
 def _name(item: Any, number: int) -> str:

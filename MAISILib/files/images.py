@@ -102,7 +102,7 @@ def read_segments(path: Path | str, names: Mapping[int, str] | None = None, *, l
     advice = "Renumber them, or give a segmentation with names (.seg.nrrd)."
     labels, notes = as_labels(voxels.array, path, advice, largest)
     values = [int(value) for value in _values(labels)]
-    segments = tuple(Segment(known.get(v, str(v)), v, is_named=v in known) for v in values)
+    segments = tuple(Segment(known.get(v, str(v)), v, is_named=v in known, number=v) for v in values)
     return Segmentation(labels[..., None], voxels.affine, segments, (*voxels.notes, *notes))
 
 

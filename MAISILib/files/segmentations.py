@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,11 +37,13 @@ class Segment:
 
     Args:
         name: As the file says; the number in words where the file names nothing.
-        value: The number of its voxels.
+        value: The number of its voxels, for this program alone: it may differ from what the user knows.
         layer: Which image of the file holds these voxels.
         tag: What stands in its tag `LABEL_TAG`.
         terminology: Its Slicer terminology string.
-        is_named: Whether the name comes from the file.
+        is_named: Whether the name can say what it is; where not, only the number can.
+        number: What users and other programs call it: the number in a label map, SegmentNumber in DICOM, the label
+            value in a Slicer segmentation; ``None`` where it has only a name.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Segment:
     tag: str = ""
     terminology: str = ""
     is_named: bool = True
+    number: int | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,14 @@ def segmentation_of(voxels: Straightened, header: dict[str, Any], path: Path) ->
             )
         tags = _tags(str(header.get(f"{prefix}Tags", "")))
         segments.append(Segment(name, value, layer, tags.get(LABEL_TAG, ""), tags.get(TERMINOLOGY_TAG, "")))
-    return Segmentation(layers, voxels.affine, tuple(segments), voxels.notes)
+    return Segmentation(layers, voxels.affine, _numbered(segments), voxels.notes)
+
+
+def _numbered(segments: list[Segment]) -> tuple[Segment, ...]:
+    """Their label values as numbers, but where several have the same: then Slicer has counted within each layer."""
+    if len({segment.value for segment in segments}) < len(segments):
+        return tuple(segments)
+    return tuple(replace(segment, number=segment.value) for segment in segments)
 
 
 def labels_of_segments(

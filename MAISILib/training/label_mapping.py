@@ -227,7 +227,7 @@ def _find(segment: Segment, table: LabelTable, new_values: set[int]) -> tuple[in
     label: int | None
     found: Found
     if not segment.is_named:
-        label, found = (segment.value, "number") if segment.value in table else (None, "unknown")
+        label, found = (segment.number, "number") if segment.number in table else (None, "unknown")
     elif (by_name := _named(segment.name, table)) in new_values:
         label, found = by_name, "new"
     elif told := find_label(segment, table):

@@ -24,7 +24,7 @@ HEAD_NECK = LabelTable.read(
 
 def numbered(array: np.ndarray, affine: np.ndarray | None = None) -> Segmentation:
     """A label map without names, as its reader gives it."""
-    segments = tuple(Segment(str(v), int(v), is_named=False) for v in np.unique(array) if v)
+    segments = tuple(Segment(str(v), int(v), is_named=False, number=int(v)) for v in np.unique(array) if v)
     return Segmentation(array[..., None], np.eye(4) if affine is None else affine, segments)
 
 
@@ -62,6 +62,7 @@ def test_convert_and_back_is_the_identity(name, seed, order, flips, angle, spaci
     back = np.zeros(256, np.uint8)
     for structure in conversion.structures:
         assert structure.label is not None
+        assert structure.number is not None
         assert structure.kept == structure.voxels > 0
         back[structure.label] = structure.number
     assert (back[mask.array] == source.array).all()
@@ -243,6 +244,19 @@ def test_users_list_decides_alone(tmp_path: Path):
     assert "Bett (1): as you wish" in str(conversion)
     assert "Ding (1): 'MAISI' has no label for them" in str(conversion)
     assert "9 (1): not in names.csv" in str(conversion)
+
+
+def test_row_that_a_segment_is_named_after_is_not_taken_by_its_number(tmp_path: Path):
+    path = tmp_path / "names.csv"
+    path.write_text("number,name,label\n1,Leber,liver\n2,Milz,spleen\n3,Niere,left kidney\n", encoding="utf-8")
+    array = np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1)
+    segments = (Segment("Ding", 1, number=1), Segment("Leber", 2, number=2), Segment("Nr. 3", 3, number=3))
+    mask, conversion = convert(named(*segments, layers=array), default_table(), "seg", str(path))
+    assert mask.array.ravel().tolist() == [0, 0, 1, 14]
+    assert [(s.name, s.found) for s in conversion.structures] == [
+        ("Ding", "not listed"), ("Leber", "name"), ("Nr. 3", "number"),
+    ]  # fmt: skip
+    assert conversion.notes == ("Rows of names.csv that match nothing: 2 Milz.",)
 
 
 def test_segmentation_of_which_nothing_is_known_is_refused():

@@ -216,6 +216,65 @@ def test_convert_reads_dicom_segmentations_and_refuses_those_of_another_scan(
     assert "If it is a segmentation, make a mask of it" in refused("mask", "check", "seg", "-b", CT_BUNDLE).err
 
 
+@pytest.mark.parametrize(
+    ("numbers", "rows"),
+    [
+        ((3, 1, 2), "1,liver\n2,spleen"),
+        ((3, 5, 7), "5,liver\n7,spleen\n1,heart\n2,bladder"),
+        ((1, 2, 3), "3,spleen\n2,liver"),
+    ],
+)
+def test_users_list_knows_a_dicom_segmentation_by_its_own_numbers(
+    maisi: Maisi, work: Path, numbers: tuple[int, int, int], rows: str
+) -> None:
+    empty, liver, spleen = np.zeros((3, 8, 6, 5), bool)
+    liver[1:6, 1:5, 1:4], spleen[2:4, 2:4, 2:3] = True, True  # overlapping, so they lie in different layers
+    tissue = ("SCT", "85756007", "Tissue")
+    parts = [(segment(name, tissue, tissue), inside) for name, inside in (("A", empty), ("B", liver), ("C", spleen))]
+    write_dicom_segmentation(work / "seg.dcm", np.diag([-2.0, -2.0, 3.0, 1.0]), parts, numbers=numbers)
+    (work / "mine.csv").write_text(f"number,label\n{rows}\n", encoding="utf-8")
+    command = ("mask", "convert", "seg.dcm", "--from", "mine.csv", "-b", CT_BUNDLE, "-o", "mask.nii.gz")
+    outcome = maisi(*command, "--json")
+    assert [(s["name"], s["number"], s["label_name"]) for s in outcome.json["structures"]] == [
+        ("B", numbers[1], "liver"), ("C", numbers[2], "spleen"),
+    ]  # fmt: skip
+    mask = read_mask(work / "mask.nii.gz", default_table())
+    assert mask.array.tolist() == np.where(spleen, 3, np.where(liver, 1, 0))[:, :, 1:4].tolist()
+    assert ("Rows of mine.csv that match nothing: 1, 2." in outcome.json["notes"]) == ("heart" in rows)
+
+
+def test_users_list_knows_the_files_of_a_folder_by_name_only(maisi: Maisi, refused: Maisi, work: Path) -> None:
+    for index, name in enumerate(("Leber", "Milz")):
+        array = np.zeros((4, 5, 4), np.uint8)
+        array[2 * index : 2 * index + 2] = 1
+        write_image(work / "parts" / f"{name}.nii.gz", array, np.eye(4))
+    base = ("mask", "convert", "parts", "-b", CT_BUNDLE, "-o", "mask.nii.gz", "--from")
+    (work / "numbers.csv").write_text("number,label\n1,spleen\n2,liver\n", encoding="utf-8")
+    told = refused(*base, "numbers.csv").err
+    assert "Rows of numbers.csv that match nothing: 1, 2. The structures here have no numbers" in told
+    (work / "names.csv").write_text("name,label\nLeber,liver\nMlz,spleen\n", encoding="utf-8")
+    outcome = maisi(*base, "names.csv", "--json")
+    assert [(s["name"], s["number"], s["label"]) for s in outcome.json["structures"]] == [
+        ("Leber", None, 1), ("Milz", None, None),
+    ]  # fmt: skip
+    assert "  note       Rows of names.csv that match nothing: Mlz." in maisi(*base, "names.csv").out
+
+
+def test_users_list_takes_label_values_of_slicer_only_where_they_tell_segments_apart(
+    maisi: Maisi, refused: Maisi, work: Path
+) -> None:
+    layers = np.zeros((2, 6, 5, 4), np.uint8)
+    layers[0, 1:5], layers[1, 2:3] = 4, 4
+    segments = [{"Name": "A", "LabelValue": 4, "Layer": 0}, {"Name": "B", "LabelValue": 4, "Layer": 1}]
+    write_segments(work / "two.seg.nrrd", layers, np.eye(4), segments)
+    write_segments(work / "one.seg.nrrd", layers[0], np.eye(4), segments[:1])
+    (work / "mine.csv").write_text("number,label\n4,liver\n", encoding="utf-8")
+    options = ("--from", "mine.csv", "-b", CT_BUNDLE, "-o", "mask.nii.gz")
+    assert "have no numbers" in refused("mask", "convert", "two.seg.nrrd", *options).err
+    assert maisi("mask", "convert", "one.seg.nrrd", *options).code == 0
+    assert read_mask(work / "mask.nii.gz", default_table()).labels == [1]
+
+
 def test_convert_refuses_what_cannot_be(refused: Maisi, work: Path) -> None:
     totalsegmentator(work)
     (work / "only.csv").write_text("number,name\n1,spleen\n", encoding="utf-8")

@@ -72,11 +72,13 @@ def write_dicom_segmentation(
     frame_of_reference: str = "1.2.3",
     syntax: str = ExplicitVRLittleEndian,
     kind: str = "BINARY",
+    numbers: Sequence[int] = (),
     changed: Any = lambda dataset: None,
 ) -> Path:
     """Writes segments ``(X, Y, Z)``; slices without voxels of a segment have no frame, as most programs leave them out.
 
-    ``changed`` may damage the dataset before it is written.
+    ``numbers`` are those of the segments, else they count from 1; ``changed`` may damage the dataset before it is
+    written.
     """
     orientation, spacing, between, lps = planes(affine)
     dataset = dataset_of(FrameOfReferenceUID=frame_of_reference, SegmentationType=kind, Modality="SEG")
@@ -91,7 +93,7 @@ def write_dicom_segmentation(
     ]
     dataset.SharedFunctionalGroupsSequence = [shared]
     groups, bits, described = [], [], []
-    for number, (item, inside) in enumerate(segments, start=1):
+    for number, (item, inside) in zip(numbers or range(1, len(segments) + 1), segments, strict=True):
         item.SegmentNumber = number
         described.append(item)
         for index in np.flatnonzero(inside.any(axis=(0, 1))):

@@ -95,6 +95,31 @@ def test_slices_between_frames_are_empty(tmp_path: Path) -> None:
     assert (read_segments(path).layers[..., 0] > 0).tolist() == inside.tolist()
 
 
+@pytest.mark.parametrize("numbers", [(5, 7), (2, 1)])
+def test_segments_keep_the_numbers_of_the_file(numbers: tuple[int, int], tmp_path: Path) -> None:
+    parts = liver_and_kidney()
+    for item, _ in parts:
+        del item.SegmentLabel
+
+    def as_label_map(dataset: Any) -> None:
+        places = {group.PlanePositionSequence[0].ImagePositionPatient[2]: group
+                  for group in dataset.PerFrameFunctionalGroupsSequence}  # fmt: skip
+        labels = np.zeros((7, 6, 5), np.uint8)
+        for number, (_, inside) in zip(numbers, parts, strict=True):
+            labels[inside] = number
+        dataset.PerFrameFunctionalGroupsSequence = [places[z] for z in sorted(places)]
+        dataset.NumberOfFrames, dataset.BitsAllocated = len(places), 8
+        dataset.PixelData = labels[:, :, labels.any(axis=(0, 1))].T.tobytes()
+
+    for kind, changed in (("BINARY", lambda _: None), ("LABELMAP", as_label_map)):
+        path = write_dicom_segmentation(
+            tmp_path / "a.dcm", np.diag([-1.0, -1.0, 2.5, 1.0]), parts, kind=kind, numbers=numbers, changed=changed
+        )
+        found = read_segments(path)
+        assert [(s.number, s.name) for s in found.segments] == [(n, f"segment {n}") for n in numbers]
+        assert list(found.voxels().values()) == [inside.sum() for _, inside in parts]
+
+
 def damaged(change: Any, tmp_path: Path) -> Path:
     return write_dicom_segmentation(
         tmp_path / "bad.dcm", np.diag([-1.0, -1.0, 2.5, 1.0]), liver_and_kidney(), changed=change
@@ -133,9 +158,16 @@ def two_directions(dataset: Any) -> None:
     group.PlaneOrientationSequence = [dataset_of(ImageOrientationPatient=[0, 1, 0, 0, 0, 1])]
 
 
-def strange_segment(dataset: Any) -> None:
-    group = dataset.PerFrameFunctionalGroupsSequence[0]
-    group.SegmentIdentificationSequence[0].ReferencedSegmentNumber = 9
+def strange_segment(number: int) -> Any:
+    def changed(dataset: Any) -> None:
+        group = dataset.PerFrameFunctionalGroupsSequence[0]
+        group.SegmentIdentificationSequence[0].ReferencedSegmentNumber = number
+
+    return changed
+
+
+def same_number(dataset: Any) -> None:
+    dataset.SegmentSequence[1].SegmentNumber = 1
 
 
 @pytest.mark.parametrize(
@@ -154,7 +186,9 @@ def strange_segment(dataset: Any) -> None:
         (frames_bent, "not evenly spaced in one direction"),
         (without_places, "does not say ImagePositionPatient"),
         (two_directions, "several directions"),
-        (strange_segment, r"does not describe: \[9\]"),
+        (strange_segment(9), r"does not describe: \[9\]"),
+        (strange_segment(0), r"does not describe: \[0\]"),
+        (same_number, r"several segments with the number 1 \('Leber' and 'Niere li'\)"),
     ],
 )
 def test_what_cannot_be_is_told(change: Any, said: str, tmp_path: Path) -> None:

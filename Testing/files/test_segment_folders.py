@@ -25,6 +25,7 @@ def test_each_file_is_a_structure_named_as_the_file(tmp_path: Path, oblique: np.
     found = read_segment_folder(tmp_path)
     assert [segment.name for segment in found.segments] == ["kidney_left.v2", "liver"]
     assert [int(n) for n in found.voxels().values()] == [20, 40]
+    assert [segment.number for segment in found.segments] == [None, None]
     assert found.layers.shape == (6, 5, 4, 1), "what does not overlap shares a layer"
     assert np.allclose(found.affine, oblique, atol=1e-5)
     assert found.notes == ("Empty structures were left out: colon.",)

@@ -34,7 +34,7 @@ def case(name: str, *segments: Segment | str, under: tuple[Segment | str, ...] =
 
 
 def number(value: int) -> Segment:
-    return Segment(str(value), value, is_named=False)
+    return Segment(str(value), value, is_named=False, number=value)
 
 
 def found(segment: Segment | str, table: LabelTable = MINI, *new: str) -> tuple[int | None, str]:
