@@ -82,7 +82,7 @@ class Denoiser:
         self._device = torch.device(device)
         self._is_batched = self._device.type != "cpu" if batched is None else batched
         self._told = _Side(conditions.tensors(self._device), self._embed(bits))
-        self._guidance = guidance
+        self._scale: float | None = None  # not the guidance: its mask is large, and used here only
         if guidance is None:
             return
         free, free_bits = replace(conditions, modality=guidance.free_modality), guidance.free_bits
@@ -91,10 +91,15 @@ class Denoiser:
         )
         is_same_modality = free == conditions or getattr(unet, "num_class_embeds", None) is None
         if guidance.scale == 1 or (is_same_mask and is_same_modality):
-            self._guidance = None
             return
+        self._scale = guidance.scale
         embedding = self._told.embedding if is_same_mask else self._embed(free_bits)
         self._free = _Side(free.tensors(self._device), embedding)
+
+    @property
+    def sides(self) -> int:
+        """How often the networks are evaluated at each time: twice where guidance matters."""
+        return 1 if self._scale is None else 2
 
     def _embed(self, bits: torch.Tensor | None) -> torch.Tensor | None:
         if bits is None or self._controlnet is None:
@@ -108,10 +113,10 @@ class Denoiser:
     def __call__(self, x: torch.Tensor, time: float) -> torch.Tensor:
         """Velocity or noise for ``x`` ``(1, C, X, Y, Z)`` float32 at ``time`` (training timesteps)."""
         with self._precision():
-            if self._guidance is None:
+            if self._scale is None:
                 return self._predict(x, time, self._told)
             told, free = self._both_sides(x, time)
-        return free + self._guidance.scale * (told - free)
+        return free + self._scale * (told - free)
 
     def _both_sides(self, x: torch.Tensor, time: float) -> tuple[torch.Tensor, ...]:
         if self._is_batched:

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from MAISILib.bundles.bundle import Bundle
     from MAISILib.generation.request import GenerateRequest
 
+#: Samples per visit of a network: it is loaded once for so many, and freed after them.
+SAMPLES_PER_VISIT = 8
+#: Bytes of a voxel of a sample that waits for the others: image and mask.
+_WAITING_BYTES = 5
 #: Bytes that the codec moves for a number that it normalises, interpolates or sums (measured, docs/performance.md).
 _BYTES_PER_ELEMENT = 11
 #: What a file costs: each byte is written and read, and both go through memory several times.
@@ -67,6 +71,11 @@ def loading_bytes(bundle: Bundle, networks: Sequence[str]) -> int:
         total += own
         most = max(most, total + (bundle.entry(name).bytes or own))
     return most
+
+
+def guidance_sides(request: GenerateRequest, settings: Settings) -> int:
+    """How often the networks are evaluated at each time, as far as is known before the mask is."""
+    return 1 if settings.free_modality is None or request.guidance_scale == 1 else 2
 
 
 def mask_cost(bundle: Bundle, sampling: Sampling) -> StageCost:
@@ -127,10 +136,11 @@ def diffusion_cost(
         predict(networks[0], x, times, inputs, residuals)
 
     step, weights = count_work(networks, evaluate), weight_bytes(networks)
-    sides = 1 if settings.free_modality is None else 2
+    sides = guidance_sides(request, settings)
     if precision != torch.float32:  # weights are stored in float32, and a copy is made for each evaluation
         step = step.then(Work(moved={math.inf: 1.5 * weights}, peak_bytes=step.peak_bytes + weights // 2))
-    peak = max(embed.peak_bytes, step.peak_bytes)
+    other_mask = 0 if sides == 1 or embedding is None else 8 * 4 * math.prod(settings.size)
+    peak = max(embed.peak_bytes + other_mask, step.peak_bytes)
     loading = loading_bytes(bundle, ["diffusion", "controlnet"][: len(networks)])
     work = embed.then(step.times(settings.sampling.evaluations)).times(sides)
     return StageCost(work, max(loading, round(weights + peak * _ALLOCATOR)))
@@ -149,7 +159,8 @@ class Decoding:
     def __init__(self, bundle: Bundle, request: GenerateRequest, latent: tuple[int, ...], device: str) -> None:
         self._autoencoder: Any = unstored(bundle, "autoencoder")
         self._request, self._latent, self._shape = request, latent, latent[1:]
-        self._weights = weight_bytes([self._autoencoder])
+        waiting = (min(request.count, SAMPLES_PER_VISIT) - 1) * math.prod(self._shape) * bundle.compression**3
+        self._kept = weight_bytes([self._autoencoder]) + waiting * _WAITING_BYTES
         self._layers = decoder_layers(self._autoencoder)
         self._windows = Windows(request.decode_window, request.decode_overlap)
         self._ways = ways_to_decode(self._layers, self._shape, device)
@@ -169,12 +180,16 @@ class Decoding:
         if self._request.decode == "windows" and self._windows.count(self._shape) > 1:
             latent = torch.empty(1, self._latent[0], *self._windows.edges(self._shape), device="meta")
             one = count_work([self._autoencoder], lambda: self._autoencoder.decode(latent))
-            memory = self._weights + round(one.peak_bytes * _ALLOCATOR)
+            memory = self._kept + round(one.peak_bytes * _ALLOCATOR)
             return StageCost(one.times(self._windows.count(self._shape)), memory), self._windows
-        choice = self._ways.within(budget - self._weights)
+        choice = self._ways.within(budget - self._kept)
         if self._request.decode != "exact":
             choice = counted(self._layers, self._shape, Strategy())
-        return StageCost(self._work(choice), self._weights + choice.bytes), choice.strategy
+        return StageCost(self._work(choice), self._kept + choice.bytes), choice.strategy
+
+    def steps(self) -> list[int]:
+        """Bytes beside the process itself from which on decoding is faster, from the leanest way on."""
+        return [self._kept + choice.bytes for choice in self._ways.front()]
 
     def _work(self, choice: Choice) -> Work:
         """A strategy's work: layers as in the whole volume, as much more of each as it computes twice."""

@@ -24,6 +24,7 @@ from MAISILib.diffusion.schedules import schedule_of
 from MAISILib.diffusion.solvers import make_solver
 from MAISILib.errors import OutOfMemory, means_out_of_memory
 from MAISILib.generation.conditioning import ConditioningMask, MaskSource, Prepared, prepare
+from MAISILib.generation.costs import SAMPLES_PER_VISIT, guidance_sides
 from MAISILib.generation.mask_generation import generate_masks
 from MAISILib.generation.plan import Plan, diffusion_precision, leaner_decode, learn, networks_of, plan
 from MAISILib.generation.previews import image_preview, latent_preview
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
 
 #: A sample that fails the HU check is made again this often, then kept and marked (MAISI's published rule).
 REGENERATIONS = 2
-#: Samples per visit of a network: it is loaded once for so many, and freed after them.
-_SAMPLES_PER_VISIT = 8
 
 
 def generate(
@@ -131,6 +130,7 @@ class _Draft:
     index: int
     mask: ConditioningMask | None
     attempts: int = 0
+    sides: int = 1
     regions: tuple[int | None, int | None] = (None, None)
     latent: torch.Tensor | None = None
     image: Volume | None = None
@@ -158,8 +158,8 @@ class _Run:
     def samples(self) -> Iterator[Sample]:
         shared = describe_run(self._bundle, self._request, self._plan.device, self._plan.precision)
         indices = range(self._request.first_index, self._request.first_index + self._request.count)
-        for start in range(0, len(indices), _SAMPLES_PER_VISIT):
-            pending = drafts = self._drafts(indices[start : start + _SAMPLES_PER_VISIT])
+        for start in range(0, len(indices), SAMPLES_PER_VISIT):
+            pending = drafts = self._drafts(indices[start : start + SAMPLES_PER_VISIT])
             while pending:
                 self._diffuse(pending)
                 self._decode(pending)
@@ -264,6 +264,7 @@ class _Run:
             on_step=on_step,
         ).cpu()
         draft.attempts += 1
+        draft.sides = denoiser.sides
         draft.seconds["diffusion"] = draft.seconds.get("diffusion", 0.0) + time.perf_counter() - started
 
     def _regions(self, draft: _Draft) -> tuple[int | None, int | None]:
@@ -373,11 +374,17 @@ class _Run:
             "quality": quality.to_dict() if quality else None,
         }
         for name, seconds in draft.seconds.items():
-            as_planned = draft.decode == self._plan.decode if name == "decode" else self._request.accelerate == "none"
-            if as_planned:
+            if self._ran_as_planned(name, draft):
                 learn(self._bundle, self._plan, name, seconds if name == "mask" else seconds / draft.attempts)
         self._progress(Progress("done", 1, 1, "finished", draft.index))
         return Sample(draft.index, seed, image, mask, quality, draft.attempts, provenance)
+
+    def _ran_as_planned(self, stage: str, draft: _Draft) -> bool:
+        """Whether the time of a stage says something about the plan's estimate."""
+        if stage == "decode":
+            return draft.decode == self._plan.decode
+        is_plain = self._request.accelerate == "none"
+        return is_plain and (stage == "mask" or draft.sides == guidance_sides(self._request, self._settings))
 
 
 def _bits(labels: np.ndarray) -> torch.Tensor:

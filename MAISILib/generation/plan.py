@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
 #: Python, PyTorch, MONAI and what they have loaded, in bytes (peak of a run of head-neck-mini less its tensors).
 PROCESS_BYTES = 520_000_000
-#: Amounts of memory (GB) that a plan is told for, where they make a difference.
-_BUDGETS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 80, 128, 256)
+#: More memory is told of where decoding then takes at most this part of the time.
+_FASTER = 0.85
+#: Amounts of memory are told, and compared, in steps of so many bytes.
+_GRAIN = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Plan:
             limit = "were asked for" if self._is_asked else "are free"
             raise OutOfMemory(
                 f"This needs about {_gigabytes(self.peak_bytes)} on {self.device}, "
-                f"and {_gigabytes(self.available_bytes)} {limit}. {self.advice}".strip()
+                f"and {_gigabytes(self.available_bytes, up=False)} {limit}. {self.advice}".strip()
             )
 
     @property
@@ -143,15 +145,12 @@ class Plan:
         ]
         total = (
             f"  about {self.seconds:.0f} s and {_gigabytes(self.peak_bytes)} in all; "
-            f"{_gigabytes(self.available_bytes)} {'asked for' if self._is_asked else 'are free'}"
+            f"{_gigabytes(self.available_bytes, up=False)} {'asked for' if self._is_asked else 'are free'}"
         )
         lines = [head, *rows, f"  decode: {self.decode}", total]
         if self.budgets:
-            lines += ["with memory     needs     time  decode"]
-            lines += [
-                f"  {_gigabytes(b.bytes):>9} {_gigabytes(b.peak_bytes):>9} {_minutes(b.seconds):>8}  {b.decode}"
-                for b in self.budgets
-            ]
+            lines += ["from memory     time  decode"]
+            lines += [f"  {_gigabytes(b.bytes):>9} {_minutes(b.seconds):>8}  {b.decode}" for b in self.budgets]
         return "\n".join(lines if self.fits else [*lines, f"Does not fit. {self.advice}"])
 
 
@@ -216,9 +215,8 @@ def plan(bundle: Bundle, request: GenerateRequest, device: str = "auto", setting
     if request.memory is not None:
         available = min(available, request.memory)
     planned, decoding = _planned(bundle, request, settings, device, available)
-    if not planned.fits:
-        return replace(planned, advice=_advice(bundle, request, settings, planned, decoding))
-    return replace(planned, budgets=tuple(_budgets(bundle, planned, decoding)))
+    advice = "" if planned.fits else _advice(bundle, request, settings, planned, decoding)
+    return replace(planned, advice=advice, budgets=tuple(_budgets(bundle, planned, decoding)))
 
 
 def available_bytes(device: str) -> int:
@@ -330,13 +328,17 @@ def _with_decode(bundle: Bundle, planned: Plan, decoding: costs.Decoding, budget
 
 
 def _budgets(bundle: Bundle, planned: Plan, decoding: costs.Decoding) -> Iterator[Budget]:
-    """Rows for those of `_BUDGETS` that the run fits into, where it becomes another one."""
-    before = None
-    for budget in (round(gigabytes * 1e9) for gigabytes in _BUDGETS):
+    """The least memory that this volume takes, more with which decoding is clearly faster, and all that it can use."""
+    if decoding.is_fixed:
+        return
+    before, steps = math.inf, decoding.steps()
+    for needed in steps:
+        others = max((stage.bytes for stage in planned.stages[:-1]), default=0)
+        budget = _GRAIN * math.ceil((PROCESS_BYTES + max(needed, others)) / _GRAIN)
         other = _with_decode(bundle, planned, decoding, budget)
-        if other.fits and other.decode != before:
+        if other.stages[-1].seconds <= _FASTER * before or needed == steps[-1]:
             yield Budget(budget, str(other.decode), other.peak_bytes, other.seconds)
-            before = other.decode
+            before = other.stages[-1].seconds
 
 
 def _advice(
@@ -348,7 +350,8 @@ def _advice(
         exact = request.model_copy(update={"decode": "exact"})
         other, _ = _planned(bundle, exact, settings, planned.device, limit)
         if other.fits:
-            return f"Decoding in tiles would fit ({other.decode}): ask for decode 'exact'."
+            tiles = f"Decoding in tiles would fit ({other.decode})"
+            return f"{tiles}: leave out --windows (in a request file: decode 'exact')."
     for size in _smaller_sizes(bundle, settings.size, (limit - PROCESS_BYTES) / (planned.peak_bytes - PROCESS_BYTES)):
         smaller, _ = _planned(bundle, request, replace(settings, size=size), planned.device, limit)
         if smaller.fits:
@@ -374,9 +377,13 @@ def _smaller_sizes(bundle: Bundle, size: tuple[int, int, int], part: float) -> I
             yield scaled
 
 
-def _gigabytes(amount: int) -> str:
-    """At least 0.1 GB in GB, less in MB."""
-    return f"{amount / 1e9:.1f} GB" if amount >= 5e7 else f"{math.ceil(amount / 1e6)} MB"
+def _gigabytes(amount: int, *, up: bool = True) -> str:
+    """Below 10 GB with two decimals, from 0.05 GB on; less in MB. What is needed is rounded up, what is there down."""
+    rounded = math.ceil if up else math.floor
+    if amount < 5e7:
+        return f"{rounded(amount / 1e6)} MB"
+    digits = 2 if amount < 1e10 else 1
+    return f"{rounded(amount / 1e9 * 10**digits) / 10**digits:.{digits}f} GB"
 
 
 def _minutes(seconds: float) -> str:

@@ -100,8 +100,8 @@ class Machine:
         try:
             known = _read(path)[self._key]
             kept = known["speed"]
-            self.speed = Speed(_rates(kept["products"]), _rates(kept["moved"]), float(kept["call"]))
-            self._ratios = {task: [float(r) for r in ratios] for task, ratios in known["ratios"].items()}
+            self.speed = Speed(_rates(kept["products"]), _rates(kept["moved"]), _positive(kept["call"]))
+            self._ratios = {task: [_positive(r) for r in ratios] for task, ratios in known["ratios"].items()}
         except (KeyError, TypeError, ValueError, AttributeError):  # never measured, or damaged
             self.speed = probe(device, precision)
             if self.speed.measured:
@@ -228,12 +228,20 @@ def _description(device: str, precision: torch.dtype) -> str:
 
 
 def _rates(kept: dict[str, Any]) -> dict[int, float]:
-    return {int(size): float(rate) for size, rate in kept.items()}
+    if not kept:
+        raise ValueError("no rates")
+    return {int(size): _positive(rate) for size, rate in kept.items()}
+
+
+def _positive(kept: Any) -> float:
+    if not 0 < float(kept) < math.inf:  # also what is no number
+        raise ValueError(f"{kept} is no rate, time or ratio")
+    return float(kept)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return dict(content["devices"]) if content["format"] == _FORMAT else {}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}

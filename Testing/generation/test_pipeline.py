@@ -99,7 +99,7 @@ def test_large_batches_are_made_in_visits(rflow: Bundle, monkeypatch: pytest.Mon
         return load(self, network, device)
 
     monkeypatch.setattr(Bundle, "load", counting)
-    monkeypatch.setattr(pipeline, "_SAMPLES_PER_VISIT", 2)
+    monkeypatch.setattr(pipeline, "SAMPLES_PER_VISIT", 2)
     samples = generate(rflow, GenerateRequest(count=5, steps=1)).samples
     assert [sample.index for sample in samples] == [0, 1, 2, 3, 4]
     assert loads == {"diffusion": 3, "controlnet": 3, "autoencoder": 3}

@@ -76,19 +76,40 @@ def test_runs_too_short_to_tell_are_not_remembered(data_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"format": 99, "devices": {}}', '{"format": 2, "devices": []}', "damaged entry"]
+    "content",
+    ["", "{", "[]", '{"format": 99, "devices": {}}', '{"format": 2, "devices": []}', "[" * 100_000],
 )
-def test_a_damaged_file_is_measured_over(probes: list[str], data_folder: Path, content: str) -> None:
+def test_a_file_of_another_kind_is_measured_over(probes: list[str], data_folder: Path, content: str) -> None:
     data_folder.mkdir()
     path = data_folder / "speed.json"
-    if content == "damaged entry":
-        Machine("cpu", torch.float32, path)
-        probes.clear()
-        content = path.read_text().replace('"moved"', '"mved"')
     path.write_text(content)
     Machine("cpu", torch.float32, path)
     assert probes == ["cpu"]
     assert json.loads(path.read_text())["format"] == 2
+
+
+@pytest.mark.parametrize(
+    ("was", "became"),
+    [
+        ('"moved"', '"mved"'),
+        ('"64": 4000000000.0', '"64": 0'),
+        ('"64": 4000000000.0', '"64": NaN'),
+        ('"call": 1e-06', '"call": -1'),
+        ('"call": 1e-06', '"call": Infinity'),
+        ("0.4", "-5"),
+        ("0.4", "0.0"),
+    ],
+)
+def test_a_damaged_entry_is_measured_over(probes: list[str], data_folder: Path, was: str, became: str) -> None:
+    path = data_folder / "speed.json"
+    Machine("cpu", torch.float32, path).learn(TASK, 10.0, 4.0)
+    probes.clear()
+    text = path.read_text()
+    assert was in text
+    path.write_text(text.replace(was, became))
+    again = Machine("cpu", torch.float32, path)
+    assert probes == ["cpu"]
+    assert again.correction(TASK) == 1
 
 
 def test_a_folder_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -> None:
