@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +24,13 @@ class Network(str, Enum):
     squeezenet1_1 = "squeezenet1_1"
 
 
+#: Options that decide what features are.
+_WHAT = ("network", "weights", "download", "bundle", "spacing", "shape", "padding", "center_cropping")
+_WHAT += ("center_slices_ratio",)
+
+
 def run(
+    context: typer.Context,
     real: Annotated[
         Path, typer.Argument(help="Real volumes: a folder, a text file with one path in each line, or stored features.")
     ],
@@ -81,7 +88,7 @@ def run(
     from MAISILib.errors import RequestError
     from MAISILib.files.atomic import check_writable
     from MAISILib.generation.progress import Progress
-    from MAISILib.quality.fid_evaluation import Features, evaluate_fid
+    from MAISILib.quality.fid_evaluation import evaluate_fid
     from MAISILib.quality.slice_geometry import SliceGeometry
 
     geometry = SliceGeometry(spacing, shape, padding, center_cropping, center_slices_ratio)
@@ -103,20 +110,24 @@ def run(
             on_progress(Progress(stage, done, total, what))
 
         with companions(choose_device(device)) as (company, own_device):
+            from MAISILib.quality.flat_features import FlatFeatures, name_for_network
+            from MAISILib.quality.slice_features import features_of_bundle, name_for_bundle
 
-            def make_features() -> Features:
-                if flat:
-                    from MAISILib.quality.flat_features import FlatFeatures
-
-                    return FlatFeatures(flat, weights, geometry=geometry, device=own_device)
-                from MAISILib.quality.slice_features import features_of_bundle
-
-                return features_of_bundle(open_bundle(bundle), geometry, own_device)
+            if flat:
+                make_features = partial(FlatFeatures, flat, weights, geometry=geometry, device=own_device)
+                name = partial(name_for_network, flat, weights, geometry)
+            else:
+                opened = open_bundle(bundle)
+                make_features = partial(features_of_bundle, opened, geometry, own_device)
+                name = partial(name_for_bundle, opened, geometry)
+            sources = [context.get_parameter_source(option) for option in _WHAT]
+            is_chosen = any(source is not None and source.name != "DEFAULT" for source in sources)
 
             report = evaluate_fid(
                 real,
                 generated,
                 make_features,
+                features_name=name() if is_chosen else None,
                 roots=(real_root, generated_root),
                 limit=images,
                 resampled=spacing is not None,

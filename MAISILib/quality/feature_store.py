@@ -33,6 +33,7 @@ class FeatureStore:
         anew: Features of another name that lie there do not count, and will be replaced.
 
     Attributes:
+        folder: As given.
         features_name: Name of the features.
 
     Raises:
@@ -41,7 +42,7 @@ class FeatureStore:
     """
 
     def __init__(self, folder: Path, features_name: str | None, *, anew: bool = False) -> None:
-        self._folder = folder
+        self.folder = folder
         self._is_there = (folder / HEADER).is_file()
         stored = _stored_name(folder) if self._is_there else None
         if features_name is None:
@@ -68,12 +69,12 @@ class FeatureStore:
             OutputError: The folder cannot be written.
         """
         if self._anew and self._is_there:
-            for path in filter(_is_own, _archives(self._folder)):
+            for path in filter(_is_own, _archives(self.folder)):
                 try:
                     path.unlink(missing_ok=True)
                 except OSError as error:
                     raise output_error(path, error) from None
-        write_text(self._folder / HEADER, json.dumps({"format": _FORMAT, "features": self.features_name}) + "\n")
+        write_text(self.folder / HEADER, json.dumps({"format": _FORMAT, "features": self.features_name}) + "\n")
 
     def has(self, image: ImageFile) -> bool:
         """Whether the features of this very file are stored: same size and time of its last change."""
@@ -95,7 +96,7 @@ class FeatureStore:
 
     def names(self) -> list[str]:
         """All stored volumes, in natural order."""
-        paths = sorted((p.relative_to(self._folder) for p in self._folder.rglob("*.npz")), key=natural_order)
+        paths = sorted((p.relative_to(self.folder) for p in self.folder.rglob("*.npz")), key=natural_order)
         return [path.as_posix().removesuffix(".npz") for path in paths]
 
     def read(self, name: str) -> Features:
@@ -114,7 +115,7 @@ class FeatureStore:
             ) from None
 
     def _path(self, name: str) -> Path:
-        return self._folder / f"{name}.npz"
+        return self.folder / f"{name}.npz"
 
 
 class FeatureSet:

@@ -82,6 +82,7 @@ def evaluate_fid(
     generated: Path,
     make_features: Callable[[], Features],
     *,
+    features_name: str | None = None,
     roots: tuple[Path | None, Path | None] = (None, None),
     limit: int | None = None,
     resampled: bool = False,
@@ -99,6 +100,8 @@ def evaluate_fid(
         real: A folder, a text file of paths (see :func:`find_images`), or a folder of stored features.
         generated: The same.
         make_features: Builds the network; called after all files were found and compared.
+        features_name: What these features would be called, where that is known before the network is built: stored
+            features of another name are refused. ``None`` has two stored sets compared whatever they are.
         roots: What paths in the two text files start from.
         limit: At most so many images of each set.
         resampled: Whether features are taken after resampling to one voxel size; else all images must have one.
@@ -129,8 +132,11 @@ def evaluate_fid(
     for side, found in sources.items():
         for place in kept.values():
             _check_apart(place, side, given[side], [] if isinstance(found, Path) else found)
-    for side, found in images.items():
+    stored = {side: FeatureStore(found, None) for side, found in sources.items() if isinstance(found, Path)}
+    names = {side: store.names()[:limit] for side, store in stored.items()}
+    for side, found in [*images.items(), *names.items()]:
         _check_several(len(found), side)
+    _check_same(stored, features_name)
     if not resampled:
         what_to_do = "Give --spacing to resample all of them."
         problems = check_spacings(list(images.values()), what_to_do)
@@ -140,19 +146,16 @@ def evaluate_fid(
     features = make_features() if images else None
     with tempfile.TemporaryDirectory() if folder is None else nullcontext(str(folder)) as place:
         place = Path(companions.firsts(place))
-        sets: dict[str, FeatureSet] = {}
         left_out: list[str] = []
-        for side, source in sources.items():
-            if isinstance(source, Path):
-                store = FeatureStore(source, None)
-                names = store.names()[:limit]
-            else:
-                assert features is not None
-                store = FeatureStore(kept.get(side, place / side), features.name, anew=anew)
-                names, bad = _stored(store, source, features, companions, skip_bad, side, on_done)
+        if features is not None:
+            _check_same(stored, features.name)
+            new = {side: FeatureStore(kept.get(side, place / side), features.name, anew=anew) for side in images}
+            for side, store in new.items():
+                names[side], bad = _stored(store, images[side], features, companions, skip_bad, side, on_done)
                 left_out += bad
-            _check_several(len(names), side)
-            sets[side] = FeatureSet(store, names)
+                _check_several(len(names[side]), side)
+            stored |= new
+        sets = {side: FeatureSet(store, names[side]) for side, store in stored.items()}
         report = _measured(sets, replicates, tuple(left_out), on_done) if companions.is_first else None
         companions.everyones([])  # the first process reads what the others wrote: nobody leaves before it
     return report
@@ -234,6 +237,19 @@ def _check_apart(kept: Path, side: str, source: Path, images: Sequence[ImageFile
         raise RequestError(
             f"Features would be kept in {kept}, among the files of the {side} set ({source}). Give another folder for "
             "features (--features), neither in nor above those of the two sets."
+        )
+
+
+def _check_same(stored: dict[str, FeatureStore], wanted: str | None) -> None:
+    """Stored sets must hold the features that are asked for, if any are, and the same ones."""
+    found = {f"{store.folder} holds": store.features_name for store in stored.values()}
+    if wanted is not None:
+        found["the options ask for"] = wanted
+    if len(set(found.values())) > 1:
+        listed = "; ".join(f"{whose} {name!r}" for whose, name in found.items())
+        raise RequestError(
+            f"Features differ: {listed}. Give the options that stored features were computed with, or images in their "
+            "place."
         )
 
 

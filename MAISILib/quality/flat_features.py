@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from MAISILib.errors import RequestError
+from MAISILib.errors import BundleError, RequestError
 from MAISILib.files.checks import file_sha256
 from MAISILib.quality.fid import PLANES
 from MAISILib.quality.flat_networks import NetworkName, load_flat_network
@@ -55,8 +55,7 @@ class FlatFeatures:
         self._network = load_flat_network(network, weights).to(device)
         self._geometry = geometry or SliceGeometry()
         self._device, self._at_once = device, at_once
-        which = "of torch.hub" if weights is None else file_sha256(weights)[:8]
-        self.name = f"{network} {which}, {LOW_HU:g} to {HIGH_HU:g} HU, {self._geometry}"
+        self.name = name_for_network(network, weights, self._geometry)
 
     @torch.inference_mode()
     def __call__(self, volume: Volume) -> dict[str, np.ndarray]:
@@ -89,3 +88,16 @@ class FlatFeatures:
         means = torch.tensor(_MEANS)[None, :, None, None]
         batches = [(part[:, None] - means).to(self._device) for part in unit.split(self._at_once)]
         return torch.cat([self._network(batch).float().cpu() for batch in batches]).numpy()
+
+
+def name_for_network(network: NetworkName, weights: Path | None, geometry: SliceGeometry) -> str:
+    """What :class:`FlatFeatures` of these arguments are called; loads no network.
+
+    Raises:
+        BundleError: The file with the weights is missing.
+        FileFormatError: It cannot be read.
+    """
+    if weights is not None and not weights.is_file():
+        raise BundleError(f"{weights}: the weights are missing. Give the file that holds them.")
+    which = "of torch.hub" if weights is None else file_sha256(weights)[:8]
+    return f"{network} {which}, {LOW_HU:g} to {HIGH_HU:g} HU, {geometry}"

@@ -63,10 +63,7 @@ class AutoencoderFeatures:
         self._blocks = encoder.blocks
         self._geometry, self._divisor = geometry or SliceGeometry(), compression
         self._low, self._high, self._device = low, high, device
-        self.name = (
-            f"autoencoder features of {identity}, {low:g} to {high:g} HU, {self._geometry}: "
-            "not comparable with published numbers"
-        )
+        self.name = _name(identity, low, high, self._geometry)
 
     def __call__(self, volume: Volume) -> dict[str, np.ndarray]:
         """Features of all slices with body.
@@ -111,19 +108,39 @@ def features_of_bundle(
         RequestError: The bundle is not for CT.
         BundleError: The autoencoder cannot be loaded.
     """
-    intensity = bundle.manifest.intensity
-    if intensity.kind != "ct":
-        raise RequestError(f"Bundle {bundle.name!r} is for MR; features are taken of CT, in HU. Give a bundle for CT.")
+    intensity, identity = bundle.manifest.intensity, _identity(bundle)
     network = bundle.load("autoencoder", device)
     return AutoencoderFeatures(
         network,
-        f"{bundle.name} {bundle.weights_sha256()['autoencoder'][:8]}",
+        identity,
         low=intensity.low,
         high=intensity.high,
         geometry=geometry,
         compression=bundle.compression,
         device=device,
     )
+
+
+def name_for_bundle(bundle: Bundle, geometry: SliceGeometry) -> str:
+    """What :func:`features_of_bundle` would call its features; loads no network.
+
+    Raises:
+        RequestError: The bundle is not for CT.
+        BundleError: Weights are missing.
+    """
+    intensity = bundle.manifest.intensity
+    return _name(_identity(bundle), intensity.low, intensity.high, geometry)
+
+
+def _identity(bundle: Bundle) -> str:
+    if bundle.manifest.intensity.kind != "ct":
+        raise RequestError(f"Bundle {bundle.name!r} is for MR; features are taken of CT, in HU. Give a bundle for CT.")
+    return f"{bundle.name} {bundle.weights_sha256()['autoencoder'][:8]}"
+
+
+def _name(identity: str, low: float, high: float, geometry: SliceGeometry) -> str:
+    what = f"autoencoder features of {identity}, {low:g} to {high:g} HU, {geometry}"
+    return f"{what}: not comparable with published numbers"
 
 
 def body_of(image: np.ndarray) -> np.ndarray:

@@ -71,6 +71,21 @@ def test_fid_of_features_of_another_preprocessing_is_refused(
     assert "another preprocessing" in refused(*common, "--spacing", 8, 8, 8).err
 
 
+def test_fid_of_stored_features_takes_their_settings_or_refuses_others(
+    maisi: Maisi, refused: Maisi, tiny: Path, work: Path, real: Path, made: Path
+) -> None:
+    common = ("evaluate", "fid", "kept/real", "kept/generated", "--bootstrap", 0)
+    settings = ("--bundle", tiny, "--spacing", 8, 8, 8)
+    found = maisi("evaluate", "fid", real, made, *settings, "--features", "kept", "--bootstrap", 0)
+    assert maisi(*common).out == found.out
+    assert maisi(*common, *settings).out == found.out
+    assert "resampled to 6×6×4 mm" in refused(*common, "--bundle", tiny, "--spacing", *SPACING).err
+    (work / "weights.pth").write_bytes(b"some")
+    flat = ("--network", "squeezenet1_1", "--spacing", 8, 8, 8, "--weights")
+    assert "ask for 'squeezenet1_1" in refused(*common, *flat, "weights.pth").err
+    assert "nofile" in refused(*common, *flat, "nofile").err
+
+
 def test_quality_writes_a_report_and_tables(maisi: Maisi, work: Path) -> None:
     for seed in range(2):
         write_case(work / "cases" / f"p{seed}", *patient_and_mask(seed))

@@ -94,3 +94,33 @@ def test_a_folder_of_images_never_passes_for_stored_features(real: Path, made: P
         shutil.copy(path, real)
     with pytest.raises(RequestError, match=r"features\.json\) as well as images \(.*p0_ct\.nii\.gz\)"):
         measure(real, made)
+
+
+class Others(SliceMeans):
+    """The same under another name."""
+
+    name = "others"
+
+
+def test_stored_sets_must_be_what_is_asked_for(real: Path, made: Path, kept: Path) -> None:
+    found = measure(real, made, folder=kept)
+    sides = kept / "real", kept / "generated"
+    assert measure(*sides) == found
+    assert measure(*sides, features_name=SliceMeans.name) == found
+    with pytest.raises(RequestError, match=r"real holds 'means and deviations'; .*generated .*; the options ask"):
+        measure(*sides, features_name=Others.name)
+
+
+def test_sets_that_differ_are_refused_before_anything_is_computed(real: Path, made: Path, kept: Path) -> None:
+    measure(real, made, folder=kept)
+    other = Others()
+    measure(real, made, features=other, folder=kept.with_name("other"))
+    assert other.seen == 5
+    with pytest.raises(RequestError, match=r"kept.real holds 'means and deviations'; .*generated holds 'others'"):
+        measure(kept / "real", kept.with_name("other") / "generated")
+    with pytest.raises(RequestError, match="the options ask for 'others'"):
+        measure(kept / "real", made, features=other)
+    shutil.rmtree(kept / "real")
+    with pytest.raises(RequestError, match=r"generated holds .*'others' wanted"):
+        measure(real, made, features=other, folder=kept)
+    assert other.seen == 5
