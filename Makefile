@@ -36,7 +36,7 @@ lint: $(READY)
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 bench: $(READY)
-	@for script in Testing/benchmarks/*.py; do echo "== $$script"; PYTHONPATH=. $(VENV)/bin/python $$script || exit 1; done
+	@$(VENV)/bin/python -m Testing.benchmarks
 
 screenshots: $(READY)
 	@$(VENV)/bin/python Testing/slicer_standin/screenshots.py

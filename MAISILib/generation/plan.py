@@ -331,14 +331,15 @@ def _budgets(bundle: Bundle, planned: Plan, decoding: costs.Decoding) -> Iterato
     """The least memory that this volume takes, more with which decoding is clearly faster, and all that it can use."""
     if decoding.is_fixed:
         return
-    before, steps = math.inf, decoding.steps()
+    before, told, steps = math.inf, None, decoding.steps()
     for needed in steps:
         others = max((stage.bytes for stage in planned.stages[:-1]), default=0)
         budget = _GRAIN * math.ceil((PROCESS_BYTES + max(needed, others)) / _GRAIN)
         other = _with_decode(bundle, planned, decoding, budget)
-        if other.stages[-1].seconds <= _FASTER * before or needed == steps[-1]:
+        is_worth_it = other.stages[-1].seconds <= _FASTER * before or needed == steps[-1]
+        if is_worth_it and other.decode != told:
             yield Budget(budget, str(other.decode), other.peak_bytes, other.seconds)
-            before = other.stages[-1].seconds
+            before, told = other.stages[-1].seconds, other.decode
 
 
 def _advice(

@@ -179,6 +179,8 @@ def test_other_amounts_of_memory_are_told_where_they_make_a_difference(rflow: Bu
         assert asked.seconds == pytest.approx(budget.seconds)
     assert planned.to_dict()["budgets"][0]["bytes"] == amounts[0]
     assert f"{amounts[-1] / 1e9:.2f} GB" in str(planned)
+    ways = [budget.decode for budget in planned.budgets]
+    assert len(set(ways)) == len(ways)
     refused = planning.plan(rflow, request.model_copy(update={"memory": amounts[0] - 10_000_000}), device="cpu")
     assert not refused.fits
     assert refused.budgets[0] == planned.budgets[0], "what would do is told"
