@@ -13,7 +13,6 @@ import numpy as np
 
 from MAISILib.errors import FileFormatError, RequestError
 from MAISILib.files.atomic import atomic_path, output_error, write_text
-from MAISILib.files.pairs import natural_order
 from MAISILib.quality.fid import PLANES, SliceStatistics
 from MAISILib.quality.image_sets import ImageFile
 
@@ -44,7 +43,7 @@ class FeatureStore:
     def __init__(self, folder: Path, features_name: str | None, *, anew: bool = False) -> None:
         self.folder = folder
         self._is_there = (folder / HEADER).is_file()
-        stored = _stored_name(folder) if self._is_there else None
+        stored = _header(folder)[0] if self._is_there else None
         if features_name is None:
             if stored is None:
                 raise FileFormatError(f"{folder} holds no stored features (no {HEADER}).")
@@ -74,12 +73,23 @@ class FeatureStore:
                     path.unlink(missing_ok=True)
                 except OSError as error:
                     raise output_error(path, error) from None
-        write_text(self.folder / HEADER, json.dumps({"format": _FORMAT, "features": self.features_name}) + "\n")
+        self._write_header(None)  # until they are all there, they are nobody's set
+
+    def finish(self, names: Sequence[str]) -> None:
+        """Makes the features of these volumes the set that the folder stands for, whatever else was kept before.
+
+        Raises:
+            OutputError: The folder cannot be written.
+        """
+        self._write_header(list(names))
 
     def has(self, image: ImageFile) -> bool:
         """Whether the features of this very file are stored: same size and time of its last change."""
+        path = self._path(image.name)
+        if not _is_own(path):
+            return False
         try:
-            with np.load(self._path(image.name)) as stored:
+            with np.load(path) as stored:
                 return str(stored["source"]) == _identity(image.path)
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
             return False
@@ -95,9 +105,18 @@ class FeatureStore:
             np.savez(temporary, source=np.array(_identity(image.path)), **arrays)
 
     def names(self) -> list[str]:
-        """All stored volumes, in natural order."""
-        paths = sorted((p.relative_to(self.folder) for p in self.folder.rglob("*.npz")), key=natural_order)
-        return [path.as_posix().removesuffix(".npz") for path in paths]
+        """The volumes of the last run, in its order.
+
+        Raises:
+            FileFormatError: That run has not finished.
+        """
+        names = _header(self.folder)[1]
+        if names is None:
+            raise FileFormatError(
+                f"{self.folder} holds features of a run that did not finish, so they are no whole set. Give the "
+                "images, and keep features where they were (--features): what is there is not computed again."
+            )
+        return names
 
     def read(self, name: str) -> Features:
         """The features of a volume: plane → ``(S, F)`` float64.
@@ -113,6 +132,10 @@ class FeatureStore:
             raise FileFormatError(
                 f"{path} holds no features ({error}). Delete it; the next run makes it anew."
             ) from None
+
+    def _write_header(self, volumes: list[str] | None) -> None:
+        header = {"format": _FORMAT, "features": self.features_name, "volumes": volumes}
+        write_text(self.folder / HEADER, json.dumps(header, ensure_ascii=False) + "\n")
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.npz"
@@ -155,16 +178,18 @@ class FeatureSet:
 def is_store(folder: Path) -> bool:
     """Whether features lie in a folder, and not only a file of the same name as ours."""
     try:
-        return bool(_stored_name(folder))
+        return bool(_header(folder))
     except FileFormatError:
         return False
 
 
-def _stored_name(folder: Path) -> str:
+def _header(folder: Path) -> tuple[str, list[str] | None]:
+    """What the features in a folder are, and the volumes of a whole set."""
     try:
         header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
         if header["format"] == _FORMAT:
-            return str(header["features"])
+            names = header.get("volumes")
+            return str(header["features"]), None if names is None else [str(name) for name in names]
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise FileFormatError(f"{folder / HEADER} does not say what the features in its folder are. Give another folder.")

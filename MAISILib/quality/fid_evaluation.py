@@ -205,7 +205,10 @@ def _stored(
     if texts and not skip_bad:
         raise FileFormatError(named(texts, len(images), "Repair them, or go on without them: --skip-bad."))
     bad = {name for name, _ in problems}
-    return [image.name for image in images if image.name not in bad], texts
+    names = [image.name for image in images if image.name not in bad]
+    if companions.is_first:
+        store.finish(names)
+    return names, texts
 
 
 def _measured(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from MAISILib.errors import RequestError
+from MAISILib.errors import FileFormatError, RequestError
 from MAISILib.quality.feature_store import HEADER
 from Testing.quality.image_folders import write_patients
 from Testing.quality.test_fid_evaluation import SliceMeans, measure
@@ -124,3 +124,32 @@ def test_sets_that_differ_are_refused_before_anything_is_computed(real: Path, ma
     with pytest.raises(RequestError, match=r"generated holds .*'others' wanted"):
         measure(real, made, features=other, folder=kept)
     assert other.seen == 5
+
+
+def test_stored_features_stand_for_the_volumes_of_the_last_run(real: Path, made: Path, kept: Path) -> None:
+    three = measure(real, made, folder=kept)
+    (real / "p1_ct.nii.gz").unlink()
+    features = SliceMeans()
+    two = measure(real, made, features=features, folder=kept)
+    assert (three.volumes, two.volumes, features.seen) == ((3, 2), (2, 2), 0)
+    assert measure(kept / "real", kept / "generated") == two
+
+
+def test_features_that_cannot_be_had_are_no_part_of_a_stored_set(real: Path, made: Path, kept: Path) -> None:
+    measure(real, made, folder=kept)
+    (real / "p1_ct.nii.gz").write_bytes(b"cut off")
+    found = measure(real, made, folder=kept, skip_bad=True)
+    assert measure(kept / "real", made).fid == found.fid
+
+
+def test_a_set_that_was_stopped_is_no_stored_set_until_it_is_whole(real: Path, made: Path, kept: Path) -> None:
+    def stop(stage: str, done: int, total: int, what: str) -> None:
+        if (stage, done) == ("features, real", 2):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(real, made, folder=kept, on_done=stop)
+    with pytest.raises(FileFormatError, match=r"a run that did not finish.*Give the images"):
+        measure(kept / "real", made)
+    found = measure(real, made, folder=kept)
+    assert measure(kept / "real", made).fid == found.fid
