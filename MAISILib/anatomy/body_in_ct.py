@@ -42,17 +42,16 @@ def body_from_ct(ct: Volume, mask: LabelMap) -> np.ndarray:
         ``(X, Y, Z)`` bool, on the mask's grid.
 
     Raises:
-        MaskError: No tissue there, or nothing but tissue.
+        MaskError: No tissue there, or a CT that is not in HU.
     """
     import cc3d
     from scipy import ndimage
 
-    if float(ct.array.min()) > TISSUE_HU:
+    if float(ct.array.min()) >= 0:
         raise MaskError(
-            f"The CT shows nothing below {TISSUE_HU:.0f} HU, neither air nor lungs. Check that it is a CT in HU and no "
-            "label map, or make the envelope without a CT."
+            "The CT shows nothing below 0 HU, where air and fat lie. Check that it is a CT in HU and no label map, or "
+            "make the envelope without a CT."
         )
-
     axis = superior_axis(mask)
     # Cut within slices: a chest wall may be as thin as a coarse voxel, and so is a table.
     factors = np.ceil(np.asarray(mask.spacing) / COARSEST_MM - 0.01).astype(int)

@@ -302,9 +302,9 @@ def test_bundle_without_a_body_gets_none(tmp_path: Path, pairs: Callable[..., li
 def test_ct_that_is_not_in_hu_is_doubted(tmp_path: Path, pairs: Callable[..., list[PreparedCase]]) -> None:
     entry = write_case(tmp_path, "anna")
     ct, _ = patient()
-    write_image(tmp_path / "grey.nii.gz", (ct.array.astype(np.int16) + 1000).clip(0), ct.affine)
+    write_image(tmp_path / "grey.nii.gz", ct.array.astype(np.int16) + 950, ct.affine)
     (pair,) = pairs({**entry, "image": "grey.nii.gz"})
-    assert any("lowest value is 0. Is it in HU?" in note for note in pair.notes)
+    assert any("lowest value is -50. Is it in HU?" in note for note in pair.notes)
 
 
 def test_preparation_tells_where_it_is_and_can_be_stopped(
