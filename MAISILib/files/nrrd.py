@@ -153,16 +153,30 @@ def _header(path: Path, file: BinaryIO) -> dict[str, Any]:
     if not file.read(4).startswith(b"NRRD"):
         raise FileFormatError(f"{path} is not a NRRD file: it does not begin with 'NRRD'.")
     file.seek(0)
-    # Slicer writes names of segments in UTF-8; pynrrd would drop what is not ASCII. Line by line, so that the file then
-    # stands behind the header.
-    return dict(nrrd.read_header(line.decode("utf-8", "replace") for line in iter(file.readline, b"")))
+    line = ""
+
+    def lines() -> Iterator[str]:
+        # Line by line, so that the file then stands behind the header. Slicer writes names of segments in UTF-8; pynrrd
+        # would drop what is not ASCII.
+        nonlocal line
+        for content in iter(file.readline, b""):
+            line = content.decode("utf-8", "replace")
+            yield line
+
+    try:
+        return dict(nrrd.read_header(lines()))
+    except (nrrd.NRRDError, ValueError, TypeError, IndexError, OverflowError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise FileFormatError(
+            f"{path}: the line {line.strip()[:80]!r} of its header cannot be read ({reason}). Copy or export it again."
+        ) from error
 
 
 def _axes(header: dict[str, Any], count: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """The direction of each of ``count`` axes, and which of them lie in space."""
     directions = np.atleast_2d(np.asarray(header.get("space directions", [[]]), dtype=float))
-    is_spatial = np.atleast_1d(~np.isnan(directions).all(axis=1)) if directions.size else np.ones(count, bool)
-    if len(is_spatial) != count:
+    is_spatial = np.atleast_1d(~np.isnan(directions).all(axis=1))
+    if len(is_spatial) != count or not directions.size:
         raise FileFormatError(f"{path}: its 'space directions' do not fit its {count} axes. Export it again.")
     return directions, is_spatial
 
@@ -177,9 +191,12 @@ def _affine(header: dict[str, Any], directions: np.ndarray, path: Path) -> np.nd
     units = [str(unit).strip('"') for unit in header.get("space units", [])]
     if any(unit not in ("mm", "millimeter", "millimeters", "???", "") for unit in units):
         raise FileFormatError(f"{path} measures space in {', '.join(units)}; millimetres are needed.")
+    origin = np.asarray(header.get("space origin", np.zeros(3)), dtype=float)
+    if origin.shape != (3,):
+        raise FileFormatError(f"{path}: its 'space origin' has {origin.size} numbers, not three. Export it again.")
     affine = np.eye(4)
     affine[:3, :3] = directions.T
-    affine[:3, 3] = np.asarray(header.get("space origin", np.zeros(3)), dtype=float)
+    affine[:3, 3] = origin
     affine[:3] *= np.asarray(_TO_RAS[space])[:, None]
     return affine
 

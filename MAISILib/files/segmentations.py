@@ -120,7 +120,8 @@ def segmentation_of(voxels: Straightened, header: dict[str, Any], path: Path) ->
         path: For messages.
 
     Raises:
-        FileFormatError: The voxels are no numbers of segments, or a segment points to a layer that is not there.
+        FileFormatError: The voxels are no numbers of segments, a segment points to a layer that is not there, or
+            its layer or label value is no whole number.
     """
     layers = voxels.array.reshape(*voxels.array.shape[:3], -1)
     whole = layers.dtype.kind in "iu" or bool((layers == np.rint(layers)).all())  # NaN is not equal to itself
@@ -135,8 +136,9 @@ def segmentation_of(voxels: Straightened, header: dict[str, Any], path: Path) ->
         prefix = f"Segment{number}_"
         if f"{prefix}ID" not in header and f"{prefix}LabelValue" not in header:
             break
-        layer, value = int(header.get(f"{prefix}Layer", 0)), int(header.get(f"{prefix}LabelValue", 1))
         name = str(header.get(f"{prefix}Name", f"segment {number}"))
+        layer = _whole(header, f"{prefix}Layer", 0, name, path)
+        value = _whole(header, f"{prefix}LabelValue", 1, name, path)
         if not 0 <= layer < layers.shape[3]:
             raise FileFormatError(
                 f"{path}: segment '{name}' lies in layer {layer} of {layers.shape[3]}. Save it again in Slicer."
@@ -144,6 +146,16 @@ def segmentation_of(voxels: Straightened, header: dict[str, Any], path: Path) ->
         tags = _tags(str(header.get(f"{prefix}Tags", "")))
         segments.append(Segment(name, value, layer, tags.get(LABEL_TAG, ""), tags.get(TERMINOLOGY_TAG, "")))
     return Segmentation(layers, voxels.affine, _numbered(segments), voxels.notes)
+
+
+def _whole(header: dict[str, Any], field: str, default: int, name: str, path: Path) -> int:
+    text = str(header.get(field, default))
+    try:
+        return int(text)
+    except ValueError:
+        raise FileFormatError(
+            f"{path}: {field} of segment '{name}' is {text[:40]!r}, not a whole number. Save it again in Slicer."
+        ) from None
 
 
 def _numbered(segments: list[Segment]) -> tuple[Segment, ...]:
@@ -185,8 +197,9 @@ def label_of_segment(name: str, tag: str, terminology: str, table: LabelTable) -
 
 def find_label(segment: Segment, table: LabelTable) -> tuple[int, Literal["tag", "code", "name"]] | None:
     """The label value of a segment and what told it: its `LABEL_TAG`, else its terminology, else its name."""
-    if segment.tag.strip().isdigit() and int(segment.tag) in table:
-        return int(segment.tag), "tag"
+    tag = segment.tag.strip()
+    if tag.isdecimal() and len(tag) <= len(str(_MAX_VALUE)) and int(tag) in table:
+        return int(tag), "tag"
     codes = terminology_codes(segment.terminology)
     of_labels = {label.value: terminology_codes(label.terminology()) for label in table} if codes else {}
     for first in (0, 1):  # without the category where no label has it: lists differ in what they call a structure

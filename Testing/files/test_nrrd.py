@@ -13,6 +13,7 @@ import pytest
 from MAISILib.anatomy.labels import LabelTable
 from MAISILib.errors import FileFormatError, MaskError
 from MAISILib.files.images import read_image, read_mask
+from MAISILib.files.nrrd import read_grid
 
 SHAPE = (7, 6, 5)
 ARRAY = np.random.default_rng(0).integers(-1024, 3072, SHAPE).astype(np.int16)
@@ -210,3 +211,45 @@ def test_the_suffix_decides(tmp_path: Path, table: LabelTable) -> None:
     np.testing.assert_array_equal(read_mask(tmp_path / "mask.nii", table).array, labels)
     write(tmp_path / "mask.nrrd", labels.astype(np.int16))
     np.testing.assert_array_equal(read_mask(tmp_path / "mask.nrrd", table).array, labels)
+
+
+@pytest.mark.parametrize(
+    ("line", "bad", "said"),
+    [
+        ("Segment0_LabelValue:=1", "Segment0_LabelValue:=1.0", r"Segment0_LabelValue of segment 'mandible' is '1\.0'"),
+        ("Segment0_LabelValue:=1", "Segment0_LabelValue:=", "Segment0_LabelValue of segment 'mandible' is ''"),
+        ("Segment0_Layer:=0", "Segment0_Layer:=x", "Segment0_Layer of segment 'mandible' is 'x'"),
+        ("Segment0_Layer:=0", "Segment0_Layer:=", "Segment0_Layer of segment 'mandible' is ''"),
+        ("space directions: (3,0,0) (0,3,0) (0,0,3)", "space directions: none", "'space directions' do not fit"),
+        ("space directions: (3,0,0) (0,3,0) (0,0,3)\n", "", "'space directions' do not fit"),
+        ("space directions: (3,0,0) (0,3,0) (0,0,3)", "space directions:", "'space directions:'"),
+        ("space origin: (1,2,3)", "space origin:", "'space origin:'"),
+        ("space origin: (1,2,3)", "space origin: (1,2)", "'space origin' has 2 numbers"),
+        ("sizes: 2 2 2", "a line without a colon", "'a line without a colon'"),
+    ],
+)
+def test_a_bad_header_is_told_with_its_file_and_field(
+    tmp_path: Path, table: LabelTable, line: str, bad: str, said: str
+) -> None:
+    header = (
+        "NRRD0004\ntype: unsigned char\ndimension: 3\nspace: left-posterior-superior\nsizes: 2 2 2\n"
+        "space directions: (3,0,0) (0,3,0) (0,0,3)\nencoding: raw\nspace origin: (1,2,3)\n"
+        "Segment0_ID:=a\nSegment0_Name:=mandible\nSegment0_LabelValue:=1\nSegment0_Layer:=0\n\n"
+    )
+    assert line in header
+    path = tmp_path / "bad.seg.nrrd"
+    path.write_bytes(header.replace(line, bad).encode() + b"\1" * 8)
+    readings = [lambda: read_mask(path, table)]
+    if "Segment0" not in line:
+        readings += [lambda: read_image(path), lambda: read_grid(path)]
+    for read in readings:
+        with pytest.raises(FileFormatError, match=rf"bad\.seg\.nrrd.*{said}"):
+            read()
+
+
+@pytest.mark.parametrize("tag", ["²", "9" * 5000, "1.0", ""])
+def test_a_tag_that_is_no_label_leaves_the_segment_to_its_name(tmp_path: Path, table: LabelTable, tag: str) -> None:
+    segments = [{"Name": "Liver", "LabelValue": 1, "Layer": 0, "Tags": "MAISI.Label:TAG|"}]
+    path = segmentation(tmp_path / "mask.seg.nrrd", np.ones(SHAPE, np.uint8), segments)
+    path.write_bytes(path.read_bytes().replace(b"TAG", tag.encode()))  # nrrd.write knows no UTF-8
+    assert read_mask(path, table).labels == [table.find("liver").value]
