@@ -12,6 +12,7 @@ from MAISILib.errors import FileFormatError, MaisiError, RequestError
 from MAISILib.files.images import read_grid
 from MAISILib.files.pairs import core_name, find_pairs, natural_order
 from MAISILib.quality.counting import counted
+from MAISILib.volumes import Grid
 
 #: Spacings apart by less than this part count as the same: headers keep float32, and some programs round.
 _SAME_SPACING = 0.01
@@ -61,7 +62,7 @@ def find_images(source: Path | str, root: Path | str | None = None, limit: int |
 
 
 def check_spacings(sets: Sequence[Sequence[ImageFile]], what_to_do: str) -> list[str]:
-    """Makes sure that all images have the same voxel size, which those to be compared voxel by voxel must have.
+    """Makes sure that all images have the same voxel size along R, A and S, to which they are turned.
 
     Args:
         sets: The images; only headers are read.
@@ -76,19 +77,27 @@ def check_spacings(sets: Sequence[Sequence[ImageFile]], what_to_do: str) -> list
     problems, first = [], None
     for image in (image for one in sets for image in one):
         try:
-            spacing = tuple(sorted(read_grid(image.path).spacing))
+            spacing = _spacing_along_ras(read_grid(image.path))
         except MaisiError as error:
             problems.append(str(error))
             continue
         if first is None:
             first = (image.path, spacing)
         elif any(abs(a - b) > _SAME_SPACING * b for a, b in zip(spacing, first[1], strict=True)):
-            voxels = [" × ".join(f"{s:.4g}" for s in read_grid(path).spacing) for path in (first[0], image.path)]
+            voxels = [" × ".join(f"{s:.4g}" for s in sizes) for sizes in (first[1], spacing)]
             raise RequestError(
-                f"The images have different voxel sizes: {first[0]} {voxels[0]} mm, {image.path} {voxels[1]} mm. "
-                f"{what_to_do}"
+                f"The images have different voxel sizes (along R, A, S): {first[0]} {voxels[0]} mm, {image.path} "
+                f"{voxels[1]} mm. {what_to_do}"
             )
     return problems
+
+
+def _spacing_along_ras(grid: Grid) -> list[float]:
+    """Voxel size in mm along R, A and S, each of the voxel axis that lies nearest."""
+    from nibabel.orientations import io_orientation
+
+    along = io_orientation(grid.affine)[:, 0]
+    return [grid.spacing[int(axis)] for axis in along.argsort()]
 
 
 def named(problems: Sequence[str], total: int, advice: str) -> str:

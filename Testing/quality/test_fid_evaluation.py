@@ -14,6 +14,7 @@ import pytest
 from scipy import stats
 
 from MAISILib.errors import FileFormatError, RequestError
+from MAISILib.files.nifti import write_volume
 from MAISILib.quality.bootstrap import Confidence, bootstrap
 from MAISILib.quality.feature_store import FeatureSet, FeatureStore
 from MAISILib.quality.fid import PLANES
@@ -141,6 +142,21 @@ def test_different_voxel_sizes_are_refused_with_advice(real: Path, tmp_path: Pat
     with pytest.raises(RequestError, match=r"p0_ct.nii.gz 6 × 6 × 4 mm.*p0_ct.nii.gz 3 × 3 × 3 mm.*--spacing"):
         measure(real, other)
     assert measure(real, other, resampled=True).volumes == (4, 2)
+
+
+def test_voxel_sizes_are_compared_along_the_axes_of_the_patient(real: Path, tmp_path: Path) -> None:
+    """Slices of an axial series lie across S, those of a sagittal one across R: planes are other than they seem."""
+    sagittal = tmp_path / "sagittal"
+    affine = np.array([[0, 0, 4.0, 0], [6, 0, 0, 0], [0, 6, 0, 0], [0, 0, 0, 1]])  # voxel axes along A, S, R
+    turned = np.array([[0, 0, -6.0, 0], [0, -6, 0, 0], [4, 0, 0, 0], [0, 0, 0, 1]])  # along S, P, L
+    for seed in range(2):
+        write_volume(Volume(patient(seed), affine), sagittal / f"p{seed}.nii.gz")
+        array = patient(seed).transpose(2, 1, 0)[:, ::-1, ::-1]
+        write_volume(Volume(array, turned), tmp_path / "turned" / f"p{seed}.nii.gz")
+    with pytest.raises(RequestError, match=r"p0_ct.nii.gz 6 × 6 × 4 mm.*p0.nii.gz 4 × 6 × 6 mm.*--spacing"):
+        measure(real, sagittal)
+    assert measure(real, sagittal, resampled=True).volumes == (4, 2)
+    assert measure(real, tmp_path / "turned").volumes == (4, 2)
 
 
 def test_files_that_cannot_be_read_are_all_named(real: Path, tmp_path: Path) -> None:
