@@ -46,7 +46,7 @@ def test_token_that_is_cancelled_already_stops_at_once(rflow: Bundle, monkeypatc
 def test_finished_samples_stay_when_the_rest_is_cancelled(
     rflow: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "_SAMPLES_PER_VISIT", 1)
+    monkeypatch.setattr(pipeline, "SAMPLES_PER_VISIT", 1)
     token = CancelToken()
     samples = generate_samples(rflow, GenerateRequest(count=3, steps=1), cancel=token)
     next(samples).save(tmp_path / "sample-0000")
