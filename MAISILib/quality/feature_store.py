@@ -7,14 +7,14 @@ import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from MAISILib.errors import FileFormatError, RequestError
 from MAISILib.files.atomic import atomic_path, output_error, write_text
 from MAISILib.quality.fid import PLANES, SliceStatistics
-from MAISILib.quality.image_sets import ImageFile
+from MAISILib.quality.image_sets import ImageFile, Spacing
 
 #: Says what the features in a folder are.
 HEADER = "features.json"
@@ -43,7 +43,7 @@ class FeatureStore:
     def __init__(self, folder: Path, features_name: str | None, *, anew: bool = False) -> None:
         self.folder = folder
         self._is_there = (folder / HEADER).is_file()
-        stored = _header(folder)[0] if self._is_there else None
+        stored = _header(folder).features if self._is_there else None
         if features_name is None:
             if stored is None:
                 raise FileFormatError(f"{folder} holds no stored features (no {HEADER}).")
@@ -75,13 +75,17 @@ class FeatureStore:
                     raise output_error(path, error) from None
         self._write_header(None)  # until they are all there, they are nobody's set
 
-    def finish(self, names: Sequence[str]) -> None:
+    def finish(self, names: Sequence[str], spacing: Spacing | None) -> None:
         """Makes the features of these volumes the set that the folder stands for, whatever else was kept before.
+
+        Args:
+            names: The volumes.
+            spacing: Their voxel size in mm along R, A and S; ``None`` where they were resampled.
 
         Raises:
             OutputError: The folder cannot be written.
         """
-        self._write_header(list(names))
+        self._write_header(list(names), spacing)
 
     def has(self, image: ImageFile) -> bool:
         """Whether the features of this very file are stored: same size and time of its last change."""
@@ -110,13 +114,17 @@ class FeatureStore:
         Raises:
             FileFormatError: That run has not finished.
         """
-        names = _header(self.folder)[1]
+        names = _header(self.folder).volumes
         if names is None:
             raise FileFormatError(
                 f"{self.folder} holds features of a run that did not finish, so they are no whole set. Give the "
                 "images, and keep features where they were (--features): what is there is not computed again."
             )
         return names
+
+    def spacing(self) -> Spacing | None:
+        """Voxel size in mm along R, A and S of volumes that were not resampled."""
+        return _header(self.folder).spacing
 
     def read(self, name: str) -> Features:
         """The features of a volume: plane → ``(S, F)`` float64.
@@ -133,8 +141,8 @@ class FeatureStore:
                 f"{path} holds no features ({error}). Delete it; the next run makes it anew."
             ) from None
 
-    def _write_header(self, volumes: list[str] | None) -> None:
-        header = {"format": _FORMAT, "features": self.features_name, "volumes": volumes}
+    def _write_header(self, volumes: list[str] | None, spacing: Spacing | None = None) -> None:
+        header = {"format": _FORMAT, **_Header(self.features_name, volumes, spacing)._asdict()}
         write_text(self.folder / HEADER, json.dumps(header, ensure_ascii=False) + "\n")
 
     def _path(self, name: str) -> Path:
@@ -183,13 +191,23 @@ def is_store(folder: Path) -> bool:
         return False
 
 
-def _header(folder: Path) -> tuple[str, list[str] | None]:
-    """What the features in a folder are, and the volumes of a whole set."""
+class _Header(NamedTuple):
+    """What the features in a folder are, the volumes of a whole set, and their voxel size unless resampled."""
+
+    features: str
+    volumes: list[str] | None
+    spacing: Spacing | None
+
+
+def _header(folder: Path) -> _Header:
     try:
         header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
         if header["format"] == _FORMAT:
-            names = header.get("volumes")
-            return str(header["features"]), None if names is None else [str(name) for name in names]
+            names, spacing = header.get("volumes"), header.get("spacing")
+            if spacing is not None:
+                x, y, z = map(float, spacing)
+                spacing = x, y, z
+            return _Header(str(header["features"]), None if names is None else [str(name) for name in names], spacing)
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise FileFormatError(f"{folder / HEADER} does not say what the features in its folder are. Give another folder.")

@@ -137,9 +137,11 @@ def evaluate_fid(
     for side, found in [*images.items(), *names.items()]:
         _check_several(len(found), side)
     _check_same(stored, features_name)
+    spacing = None
     if not resampled:
         what_to_do = "Give --spacing to resample all of them."
-        problems = check_spacings(list(images.values()), what_to_do)
+        known = [(store.folder, size) for store in stored.values() if (size := store.spacing()) is not None]
+        spacing, problems = check_spacings(list(images.values()), what_to_do, known)
         total = sum(map(len, images.values()))
         if problems and not skip_bad:
             raise FileFormatError(named(problems, total, "Repair them, or go on without them: --skip-bad."))
@@ -152,6 +154,8 @@ def evaluate_fid(
             new = {side: FeatureStore(kept.get(side, place / side), features.name, anew=anew) for side in images}
             for side, store in new.items():
                 names[side], bad = _stored(store, images[side], features, companions, skip_bad, side, on_done)
+                if companions.is_first:
+                    store.finish(names[side], spacing)
                 left_out += bad
                 _check_several(len(names[side]), side)
             stored |= new
@@ -205,10 +209,7 @@ def _stored(
     if texts and not skip_bad:
         raise FileFormatError(named(texts, len(images), "Repair them, or go on without them: --skip-bad."))
     bad = {name for name, _ in problems}
-    names = [image.name for image in images if image.name not in bad]
-    if companions.is_first:
-        store.finish(names)
-    return names, texts
+    return [image.name for image in images if image.name not in bad], texts
 
 
 def _measured(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from MAISILib.volumes import Grid
 
 #: Spacings apart by less than this part count as the same: headers keep float32, and some programs round.
 _SAME_SPACING = 0.01
+
+Spacing = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -61,49 +63,58 @@ def find_images(source: Path | str, root: Path | str | None = None, limit: int |
     return found[:limit]
 
 
-def check_spacings(sets: Sequence[Sequence[ImageFile]], what_to_do: str) -> list[str]:
+def check_spacings(
+    sets: Sequence[Sequence[ImageFile]], what_to_do: str, known: Sequence[tuple[Path, Spacing]] = ()
+) -> tuple[Spacing | None, list[str]]:
     """Makes sure that all images have the same voxel size along R, A and S, to which they are turned.
 
     Args:
         sets: The images; only headers are read.
         what_to_do: Advice for the message.
+        known: What has another source, and the voxel size there.
 
     Returns:
-        What is wrong with files that cannot be read, one message for each.
+        The voxel size in mm along R, A and S, ``None`` without an image; and what is wrong with files that cannot be
+        read, one message for each.
 
     Raises:
         RequestError: Two spacings differ; the message names an image of each.
     """
-    problems, first = [], None
-    for image in (image for one in sets for image in one):
-        try:
-            spacing = _spacing_along_ras(read_grid(image.path))
-        except MaisiError as error:
-            problems.append(str(error))
-            continue
-        if first is None:
-            first = (image.path, spacing)
-        elif any(abs(a - b) > _SAME_SPACING * b for a, b in zip(spacing, first[1], strict=True)):
+    problems: list[str] = []
+    first: tuple[Path, Spacing] | None = None
+
+    def spacings() -> Iterator[tuple[Path, Spacing]]:
+        yield from known
+        for image in (image for one in sets for image in one):
+            try:
+                yield image.path, _spacing_along_ras(read_grid(image.path))
+            except MaisiError as error:
+                problems.append(str(error))
+
+    for path, spacing in spacings():
+        first = first or (path, spacing)
+        if any(abs(a - b) > _SAME_SPACING * b for a, b in zip(spacing, first[1], strict=True)):
             voxels = [" × ".join(f"{s:.4g}" for s in sizes) for sizes in (first[1], spacing)]
             raise RequestError(
-                f"The images have different voxel sizes (along R, A, S): {first[0]} {voxels[0]} mm, {image.path} "
-                f"{voxels[1]} mm. {what_to_do}"
+                f"The images have different voxel sizes (along R, A, S): {first[0]} {voxels[0]} mm, {path} {voxels[1]} "
+                f"mm. {what_to_do}"
             )
-    return problems
-
-
-def _spacing_along_ras(grid: Grid) -> list[float]:
-    """Voxel size in mm along R, A and S, each of the voxel axis that lies nearest."""
-    from nibabel.orientations import io_orientation
-
-    along = io_orientation(grid.affine)[:, 0]
-    return [grid.spacing[int(axis)] for axis in along.argsort()]
+    return first and first[1], problems
 
 
 def named(problems: Sequence[str], total: int, advice: str) -> str:
     """One message about all files that cannot be used."""
     listed = " ".join(f"({number}) {text}" for number, text in enumerate(problems, 1))
     return f"{len(problems)} of {counted(total, 'image')} cannot be used: {listed} {advice}"
+
+
+def _spacing_along_ras(grid: Grid) -> Spacing:
+    """Voxel size in mm along R, A and S, each of the voxel axis that lies nearest."""
+    from nibabel.orientations import io_orientation
+
+    along = io_orientation(grid.affine)[:, 0]
+    x, y, z = (grid.spacing[int(axis)] for axis in along.argsort())
+    return x, y, z
 
 
 def _in_folder(folder: Path) -> list[ImageFile]:

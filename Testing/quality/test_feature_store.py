@@ -153,3 +153,15 @@ def test_a_set_that_was_stopped_is_no_stored_set_until_it_is_whole(real: Path, m
         measure(kept / "real", made)
     found = measure(real, made, folder=kept)
     assert measure(kept / "real", made).fid == found.fid
+
+
+def test_stored_features_of_another_voxel_size_are_refused(real: Path, made: Path, kept: Path) -> None:
+    measure(real, made, folder=kept)
+    fine = write_patients(real.parent / "fine", range(2), spacing=(3.0, 3.0, 2.0))
+    with pytest.raises(RequestError, match=r"kept.real 6 × 6 × 4 mm, .*p0_ct\.nii\.gz 3 × 3 × 2 mm.*--spacing"):
+        measure(kept / "real", fine)
+    measure(fine, fine, folder=kept.with_name("fine"))
+    with pytest.raises(RequestError, match=r"kept.real 6 × 6 × 4 mm, .*fine.real 3 × 3 × 2 mm"):
+        measure(kept / "real", kept.with_name("fine") / "real")
+    measure(real, made, folder=kept, resampled=True)
+    assert measure(kept / "real", fine, resampled=True).volumes == (3, 2)
