@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
+import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from MAISILib.anatomy.masks import REGIONS, check_mask, region_name, regions_of
 from MAISILib.errors import FileFormatError, MaskError, OutputError, RequestError
 from MAISILib.volumes import LabelMap
 
-INDEX_NAME = "masks.json"
+INDEX_NAME, MASKS_NAME = "masks.json", "masks"
 NIFTI = (".nii.gz", ".nii")
 #: Voxel sizes that differ by less (relative) are the same.
 EXACT = 1e-3
@@ -120,6 +122,28 @@ class MaskLibrary:
         candidates.sort(key=lambda c: (not c.exact, round(c.distance_mm, 3), _resampling(c.entry, spacing)))
         return candidates[:limit]
 
+    def absence(self, found: Sequence[Candidate]) -> str:
+        """Which of the masks found are not in the library's folder, and what to do; empty where all of them are.
+
+        A published list comes with a zip of its masks, which is to be unpacked. Only the zip's own list is read here.
+
+        Raises:
+            FileFormatError: Masks are not there, and a zip beside the index cannot be unpacked.
+        """
+        from MAISILib.files.archives import opened_zip
+
+        files = [candidate.entry.file for candidate in found]
+        absent = [file for file in files if not os.path.isfile(self.folder / file)]
+        if not absent:
+            return ""
+        told = f"{self.name}: {len(absent)} of the {len(files)} masks listed are not in {self.folder}."
+        for archive in sorted(self.folder.glob("*.zip")):
+            with opened_zip(archive) as (_, members):
+                packed = {PurePosixPath(name).name for name, _ in members}
+            if PurePosixPath(absent[0]).name in packed:
+                return f"{told} Unpack {archive.name} so that {absent[0]} is there."
+        return f"{told} Download them again, so that {absent[0]} is there."
+
     def load(self, candidate: Candidate | MaskEntry) -> LabelMap:
         """Reads the mask of a candidate.
 
@@ -205,9 +229,13 @@ class MaskLibrary:
 def build_library(masks: Path | Iterable[tuple[str, LabelMap]], folder: Path, table: LabelTable) -> Path:
     """Writes a mask library in our format: one uint8 NIfTI per mask, and the index.
 
+    The library is made in a hidden folder inside ``folder`` and moved to its place when it is whole. Until then a
+    library that is there already stays as it was; while files are moved there is no index. Masks of an earlier library
+    that have other names stay, but are not in the index.
+
     Args:
         masks: A folder or a zip of ``.nii.gz`` or ``.nii`` masks, or pairs of name and mask.
-        folder: Where to; made where it does not exist. The index is written last, so a library is whole or has none.
+        folder: Where to; made where it does not exist.
         table: What the labels mean.
 
     Returns:
@@ -218,19 +246,41 @@ def build_library(masks: Path | Iterable[tuple[str, LabelMap]], folder: Path, ta
         FileFormatError: There are no masks, or one cannot be read.
         OutputError: A name is not a plain file name or occurs twice, or the folder cannot be written.
     """
+    from MAISILib.files.atomic import output_error
+
+    folder = Path(folder)
+    is_new, staging = not folder.exists(), None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".maisi-", dir=folder))
+        files = _written(masks, staging, table)
+        index = folder / INDEX_NAME
+        (folder / MASKS_NAME).mkdir(exist_ok=True)
+        index.unlink(missing_ok=True)  # it must never list masks of which some are old and some are new
+        for file in (*files, INDEX_NAME):
+            os.replace(staging / file, folder / file)
+    except OSError as error:
+        raise output_error(folder, error) from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+        if is_new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    return index
+
+
+def _written(masks: Path | Iterable[tuple[str, LabelMap]], folder: Path, table: LabelTable) -> list[str]:
+    """Writes masks and index into an empty folder; the masks' files, relative to it."""
     from MAISILib.files.atomic import write_text
     from MAISILib.files.nifti import write_labels
 
-    folder = Path(folder)
     pairs = masks if not isinstance(masks, Path) else (_from_folder if masks.is_dir() else _from_zip)(masks, table)
     rows: dict[str, dict[str, Any]] = {}
+    names: dict[str, str] = {}
     for name, mask in pairs:
-        file = f"masks/{name}.nii.gz"
-        if not _is_plain(name):
-            raise OutputError(f"{name!r} is not a plain file name. Name each mask with letters, digits, '-' and '_'.")
-        if any(file.casefold() == other.casefold() for other in rows):
-            raise OutputError(f"Two masks are named {name!r}. Give each mask a name of its own.")
+        _check_name(name, names, name)
         check_mask(mask, table)
+        file = f"{MASKS_NAME}/{name}.nii.gz"
         write_labels(mask, folder / file, description=mask.source or "mask library", synthetic=False)
         regions = regions_of(mask)
         rows[file] = {
@@ -245,38 +295,47 @@ def build_library(masks: Path | Iterable[tuple[str, LabelMap]], folder: Path, ta
         where = f" in {masks}" if isinstance(masks, Path) else ""
         raise FileFormatError(f"There are no masks to build a library from{where}. Give .nii.gz label maps.")
     listed = ",\n  ".join(json.dumps(row) for row in rows.values())
-    index = folder / INDEX_NAME
-    write_text(index, f'{{"format": "{FORMAT}", "version": {VERSION}, "masks": [\n  {listed}\n]}}\n')
-    return index
+    write_text(folder / INDEX_NAME, f'{{"format": "{FORMAT}", "version": {VERSION}, "masks": [\n  {listed}\n]}}\n')
+    return list(rows)
 
 
-def _is_plain(name: str) -> bool:
-    """Whether a mask's name is a file name on every system."""
-    return bool(name) and name[0] != "." and PureWindowsPath(name).name == name and not set(name) & set('<>:"|?*\0')
+def _check_name(name: str, earlier: dict[str, str], file: str) -> None:
+    """Makes sure that a mask's name is a file name on every system and none of the earlier ones; notes its file."""
+    plain = bool(name) and name[0] != "." and PureWindowsPath(name).name == name and not set(name) & set('<>:"|?*\0')
+    if not plain:
+        raise OutputError(f"{name!r} is not a plain file name. Name each mask with letters, digits, '-' and '_'.")
+    if other := earlier.get(name.casefold()):
+        raise OutputError(f"Two masks are named {name!r}: {other} and {file}. Give each mask a name of its own.")
+    earlier[name.casefold()] = file
+
+
+def _mask_name(file: str) -> str:
+    return PurePosixPath(file).name.removesuffix(".gz").removesuffix(".nii")
 
 
 def _from_folder(folder: Path, table: LabelTable) -> Iterable[tuple[str, LabelMap]]:
     from MAISILib.files.nifti import read_labels
 
     for path in sorted((*folder.glob("*.nii.gz"), *folder.glob("*.nii"))):
-        yield path.name.removesuffix(".gz").removesuffix(".nii"), read_labels(path, table)
+        yield _mask_name(path.name), read_labels(path, table)
 
 
 def _from_zip(archive: Path, table: LabelTable) -> Iterable[tuple[str, LabelMap]]:
-    """Unpacks one mask after the other, wherever in the archive it lies."""
+    """Unpacks one mask after the other, wherever in the archive it lies; the whole archive is tested before."""
     from MAISILib.files.archives import opened_zip, unpack_member
     from MAISILib.files.nifti import read_labels
 
     with tempfile.TemporaryDirectory() as scratch, opened_zip(archive) as (source, members):
-        for name, member in members:
-            path = Path(scratch, PurePosixPath(name).name)
-            if not name.lower().endswith(NIFTI) or name.startswith("__MACOSX/"):
-                continue
+        members = [(n, m) for n, m in members if n.lower().endswith(NIFTI) and not n.startswith("__MACOSX/")]
+        names: dict[str, str] = {}
+        for file, _ in members:
+            _check_name(_mask_name(file), names, file)
+        if damaged := source.testzip():
+            raise FileFormatError(f"{archive}: {damaged!r} in it is damaged. Download or copy it again.")
+        for file, member in members:
+            path = Path(scratch, PurePosixPath(file).name)
             unpack_member(source, member, path)
-            yield (
-                path.name.removesuffix(".gz").removesuffix(".nii"),
-                read_labels(path, table, f"{archive.name}: {name}"),
-            )
+            yield _mask_name(file), read_labels(path, table, f"{archive.name}: {file}")
             path.unlink()
 
 

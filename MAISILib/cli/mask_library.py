@@ -59,6 +59,7 @@ def search_command(
         body_regions=body_region,
         limit=limit,
     )
+    absence = masks.absence(found)
     rows = [
         {
             "file": str(masks.folder / candidate.entry.file),
@@ -72,6 +73,8 @@ def search_command(
         }
         for candidate in found
     ]
+    if absence:
+        typer.echo(absence, err=True)
     if as_json:
         typer.echo(json.dumps({"masks": rows, "searched": len(masks)}, indent=2, ensure_ascii=False))
         return

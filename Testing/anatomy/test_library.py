@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +116,7 @@ def test_library_is_built_from_a_zip_of_masks(tmp_path: Path):
     (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(FileFormatError, match=r"cut\.zip cannot be unpacked"):
         build_library(tmp_path / "cut.zip", tmp_path / "third", default_table())
-    assert not (tmp_path / "third" / "masks.json").exists()
+    assert not (tmp_path / "third").exists()
 
 
 def test_seed_chooses_among_equally_good_masks(tmp_path: Path):
@@ -285,9 +287,87 @@ def test_mask_names_are_plain_file_names(tmp_path: Path, name: str):
 def test_library_without_a_whole_set_of_masks_gets_no_index(tmp_path: Path):
     with pytest.raises(MaskError, match="empty"):
         build_library([("a", torso()), ("b", label_map(np.zeros((2, 2, 2))))], tmp_path, default_table())
-    assert not (tmp_path / "masks.json").exists()
     with pytest.raises(OutputError, match="Two masks"):
         build_library([("a", torso()), ("A", torso())], tmp_path, default_table())
+    assert not any(tmp_path.iterdir())
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("problem", [MaskError("empty"), KeyboardInterrupt()])
+@pytest.mark.parametrize("is_new", [False, True])
+def test_build_that_ends_early_leaves_the_library_as_it_was(tmp_path: Path, problem: BaseException, is_new: bool):
+    folder = tmp_path / "lib"
+    if not is_new:
+        build_library([("a", torso()), ("b", torso())], folder, default_table())
+        (folder / "notes.txt").write_text("mine")
+    before = content(tmp_path)
+
+    def pairs() -> Iterator[tuple]:
+        yield "a", label_map(np.full((4, 4, 4), LIVER))
+        raise problem
+
+    with pytest.raises(type(problem)):
+        build_library(pairs(), folder, default_table())
+    assert content(tmp_path) == before
+    assert folder.exists() is not is_new
+
+
+def test_built_library_takes_the_place_of_an_earlier_one(tmp_path: Path):
+    build_library([("a", torso()), ("b", torso())], tmp_path, default_table())
+    (tmp_path / "notes.txt").write_text("mine")
+    small = label_map(np.full((4, 4, 4), LIVER))
+    index = build_library([("a", small)], tmp_path, default_table())
+    masks = MaskLibrary.open(index, "maisi", default_table())
+    assert (masks.load(masks.search([LIVER])[0]).array == small.array).all()
+    assert [entry.file for entry in masks.entries] == ["masks/a.nii.gz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["masks", "masks.json", "notes.txt"]
+    # its own masks, built anew into the folder that they are read from
+    index = build_library(tmp_path / "masks", tmp_path, default_table())
+    assert len(MaskLibrary.open(index, "maisi", default_table())) == 2
+
+
+def test_while_masks_are_moved_there_is_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    build_library([("a", torso()), ("b", torso())], tmp_path, default_table())
+    replace = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if Path(target) == tmp_path / "masks" / "b.nii.gz":
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    small = label_map(np.full((4, 4, 4), LIVER))
+    with pytest.raises(OutputError, match="disk is full"):
+        build_library([("a", small), ("b", small)], tmp_path, default_table())
+    assert [path.name for path in tmp_path.iterdir()] == ["masks"]
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        (("a/m.nii.gz", "b/m.nii.gz"), "Two masks are named 'm': a/m.nii.gz and b/m.nii.gz"),
+        (("m.nii.gz", "a/M.nii"), "Two masks are named 'M': m.nii.gz and a/M.nii"),
+        (("m.nii.gz", ".n.nii.gz"), "'.n' is not a plain file name"),
+        (("m.nii.gz", "damaged.nii.gz"), "'damaged.nii.gz' in it is damaged"),
+    ],
+)
+def test_zip_is_tested_before_a_mask_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: tuple[str, ...], said: str
+):
+    archive = tmp_path / "masks.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for number, name in enumerate(members):
+            packed.writestr(name, f"content {number}")
+    if "damaged" in said:
+        archive.write_bytes(archive.read_bytes().replace(b"content 1", b"contents!"))
+    monkeypatch.setattr("MAISILib.files.nifti.read_labels", lambda *_: pytest.fail("a mask was read"))
+    with pytest.raises((OutputError, FileFormatError)) as told:
+        build_library(archive, tmp_path / "lib", default_table())
+    assert said in str(told.value)
+    assert not (tmp_path / "lib").exists()
 
 
 @pytest.mark.parametrize(

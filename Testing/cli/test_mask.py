@@ -330,16 +330,39 @@ def test_library_is_built_and_searched_nearest_first(maisi: Maisi, work: Path) -
     assert "size and voxel size are as asked for" in text
 
 
-def test_library_in_the_published_format_is_searched(maisi: Maisi, work: Path) -> None:
+def test_library_in_the_published_format_is_searched(maisi: Maisi, refused: Maisi, work: Path) -> None:
     row = {
-        "pseudo_label_filename": "./a.nii.gz",
+        "pseudo_label_filename": "./masks/a.nii.gz",
         "dim": [512, 512, 128],
         "spacing": [0.8, 0.8, 2.5],
         "label_list": [0, 1],
     }
     (work / "candidates.json").write_text(json.dumps([row]), encoding="utf-8")
     search = ("mask", "library", "search", "--library", "candidates.json", "-b", CT_BUNDLE, "-a", "liver", "--json")
-    assert maisi(*search).json["masks"][0]["size"] == [512, 512, 128]
+    found = maisi(*search)
+    assert found.json["masks"][0]["size"] == [512, 512, 128]
+    assert "1 of the 1 masks listed are not in" in found.err
+    with zipfile.ZipFile(work / "masks.zip", "w") as packed:
+        packed.writestr("masks/a.nii.gz", b"mask" * 99)
+    assert "Unpack masks.zip so that masks/a.nii.gz is there." in maisi(*search).err
+    whole = (work / "masks.zip").read_bytes()
+    (work / "masks.zip").write_bytes(whole[:200])
+    assert "masks.zip cannot be unpacked" in refused(*search).err
+    saved(torso(), work / "masks" / "a.nii.gz")
+    found = maisi(*search)
+    assert (found.code, found.err) == (0, "")
+    assert Path(found.json["masks"][0]["file"]).is_file()
+
+
+def test_library_stays_as_it_was_where_a_later_mask_is_bad(maisi: Maisi, refused: Maisi, work: Path) -> None:
+    for folder, spacing in (("good", 4.0), ("bad", 8.0)):
+        saved(torso(spacing=(spacing, spacing, 5.0)), work / folder / "a.nii.gz")
+    (work / "bad" / "z.nii.gz").write_bytes(b"no mask")
+    assert maisi("mask", "library", "build", "good", "-o", "lib", "-b", CT_BUNDLE).code == 0
+    before = (work / "lib" / "masks" / "a.nii.gz").read_bytes()
+    assert "z.nii.gz" in refused("mask", "library", "build", "bad", "-o", "lib", "-b", CT_BUNDLE).err
+    assert (work / "lib" / "masks" / "a.nii.gz").read_bytes() == before
+    refused("mask", "library", "build", "bad", "-o", "new", "-b", CT_BUNDLE)  # nothing of it is left, too
 
 
 def test_library_is_built_from_a_zip_and_a_hostile_one_is_refused(maisi: Maisi, refused: Maisi, work: Path) -> None:
