@@ -69,7 +69,6 @@ def run(
     ]
     by_model = {model[one.folder]: one for one in opened}
     cases = find_images(data, limit=images)
-    number_of = {case.name: number for number, case in enumerate(cases)}
     others = {path: find_images(path) for path in other or ()}
     check_writable(work)
     check_writable(out.parent)
@@ -82,8 +81,8 @@ def run(
             cancel.check()
             on_progress(Progress(stage, done, total, what))
 
-        def make(case: ImageFile, way: Sampling) -> tuple[Volume, float]:
-            return _image(by_model[way.model], case, way, seed, number_of[case.name], device, cancel)
+        def make(case: ImageFile, way: Sampling, number: int) -> tuple[Volume, float]:
+            return _image(by_model[way.model], case, way, seed, number, device, cancel)
 
         rows = measure(
             [*first, *second],
@@ -92,6 +91,7 @@ def run(
             data,
             lambda: features_of_bundle(opened[0], SliceGeometry(spacing=spacing), "cpu"),
             work,
+            seed=seed,
             resampled=spacing is not None,
             on_done=on_done,
         )

@@ -5,6 +5,7 @@ Images are kept as files, one folder for each way of sampling; a run that was st
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import statistics
@@ -13,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from MAISILib.errors import FileFormatError
 from MAISILib.files.atomic import write_text
+from MAISILib.files.images import read_image
 from MAISILib.files.nifti import write_volume
 from MAISILib.quality.counting import counted
 from MAISILib.quality.fid_evaluation import Features, FidReport, OnDone, evaluate_fid
@@ -49,8 +53,8 @@ class Sampling:
         return f"{self.model}/{self.solver}-{self.steps}"
 
 
-#: A case and a way of sampling → its image and the seconds that it took.
-Make = Callable[[ImageFile, Sampling], tuple[Volume, float]]
+#: A case, a way of sampling, and the number of the case (from 0) → its image and the seconds that it took.
+Make = Callable[[ImageFile, Sampling, int], tuple[Volume, float]]
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ def measure(
     make_features: Callable[[], Features],
     work: Path,
     *,
+    seed: int,
     resampled: bool = False,
     replicates: int | None = None,
     on_done: OnDone = lambda stage, done, total, what: None,
@@ -88,9 +93,10 @@ def measure(
         ways: How to sample.
         cases: Real images with their masks.
         make: Makes one image.
-        real: The folder (or list) that holds the cases.
+        real: The folder (or list) that holds the cases; names of stored features start from it.
         make_features: See :func:`evaluate_fid`.
-        work: Images and features are kept here; what is there already is not made again.
+        work: Images and features are kept here; what is there already and was made of the same is not made again.
+        seed: Of the noise; with the number of a case it decides the case's noise.
         resampled: See :func:`evaluate_fid`.
         replicates: See :func:`evaluate_fid`.
         on_done: Called after each image; may raise to stop.
@@ -102,18 +108,24 @@ def measure(
     if without:
         named = ", ".join([*without[:3], *(["…"] if len(without) > 3 else [])])
         raise FileFormatError(f"{counted(len(without), 'image')} without a mask to make an image of: {named}.")
-    for number, case in enumerate(cases, 1):
+    images = work.absolute() / "images"
+    for number, case in enumerate(cases):
+        mask = _mask_sha256(case)
         for way in ways:
-            _make_once(work / "images" / way.folder, case, way, make)
-            on_done("images", number, len(cases), f"{case.name}, {way.solver} {way.steps}")
+            made_of = origin(way, seed, number, mask)
+            _make_once(images / way.folder / case.name, made_of, lambda c=case, w=way, n=number: make(c, w, n))
+            on_done("images", number + 1, len(cases), f"{case.name}, {way.solver} {way.steps}")
+    real_root = (real if real.is_dir() else real.parent).absolute()
+    real_list = _listed(work / "lists" / "real.txt", [case.path.absolute() for case in cases])
     rows = []
     for way in ways:
-        folder = work / "images" / way.folder
+        folder = images / way.folder
+        made = [folder / case.name / "image.nii.gz" for case in cases]
         report = evaluate_fid(
-            real,
-            folder,
+            real_list,
+            _listed(work / "lists" / f"{way.folder}.txt", made),
             make_features,
-            limit=len(cases),
+            roots=(real_root, folder),
             resampled=resampled,
             folder=work / "features" / way.folder,
             real_folder=work / "features" / "real",
@@ -125,17 +137,43 @@ def measure(
     return rows
 
 
-def _make_once(folder: Path, case: ImageFile, way: Sampling, make: Make) -> None:
-    place = folder / case.name
-    if (place / "seconds.json").is_file():
-        return
-    image, seconds = make(case, way)
-    write_volume(image, place / "image.nii.gz", f"{way.solver} {way.steps}")
-    write_text(place / "seconds.json", json.dumps(seconds) + "\n")  # last: an image without it is made again
+def origin(way: Sampling, seed: int, number: int, mask_sha256: str) -> dict[str, Any]:
+    """What an image is made of, as it is kept beside it: another one is not taken for it."""
+    told = {"model": way.model, "solver": way.solver, "steps": way.steps}
+    return {**told, "seed": seed, "number": number, "mask_sha256": mask_sha256}
+
+
+def _mask_sha256(case: ImageFile) -> str:
+    """Of the voxels (little-endian int32, C order), their shape (int64) and the affine (float64, rounded to 1e-4)."""
+    assert case.mask is not None
+    mask = read_image(case.mask)
+    found = hashlib.sha256(np.ascontiguousarray(mask.array, "<i4").tobytes())
+    found.update(np.array(mask.array.shape, "<i8").tobytes())
+    found.update((np.asarray(mask.affine, "<f8").round(4) + 0.0).tobytes())  # no negative zeros
+    return found.hexdigest()
+
+
+def _make_once(place: Path, made_of: dict[str, Any], make: Callable[[], tuple[Volume, float]]) -> None:
+    told = place / "seconds.json"
+    if told.is_file():
+        known = json.loads(told.read_text(encoding="utf-8"))
+        if isinstance(known, dict) and {**known, **made_of} == known:
+            return
+        told.unlink()  # first: else a run stopped between the two files leaves an image with another one's origin
+    image, seconds = make()
+    write_volume(image, place / "image.nii.gz", f"{made_of['solver']} {made_of['steps']}")
+    # Last: an image without it is made again.
+    write_text(told, json.dumps({"seconds": seconds, **made_of}, indent=2) + "\n")
+
+
+def _listed(file: Path, paths: Sequence[Path]) -> Path:
+    """A text file with one path in each line: exactly these are measured, whatever else lies beside them."""
+    write_text(file, "".join(f"{path}\n" for path in paths))
+    return file
 
 
 def _seconds(place: Path) -> float:
-    return float(json.loads((place / "seconds.json").read_text(encoding="utf-8")))
+    return float(json.loads((place / "seconds.json").read_text(encoding="utf-8"))["seconds"])
 
 
 def table_of(rows: Sequence[Row]) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -22,7 +23,7 @@ class Maker:
     def __init__(self, stop_at: int = 1000) -> None:
         self.made, self.stop_at = 0, stop_at
 
-    def __call__(self, case: ImageFile, way: Sampling) -> tuple[Volume, float]:
+    def __call__(self, case: ImageFile, way: Sampling, number: int) -> tuple[Volume, float]:
         self.made += 1
         if self.made == self.stop_at:
             raise KeyboardInterrupt
@@ -37,8 +38,8 @@ def real(tmp_path: Path) -> Path:
     return tmp_path / "real"
 
 
-def run(real: Path, make: Maker, work: Path) -> list[Row]:
-    return measure(WAYS, find_images(real), make, real, SliceMeans, work, replicates=0)
+def run(real: Path, make: Maker, work: Path, *, seed: int = 7, limit: int | None = None) -> list[Row]:
+    return measure(WAYS, find_images(real, limit=limit), make, real, SliceMeans, work, seed=seed, replicates=0)
 
 
 def test_more_steps_come_nearer_and_take_longer(real: Path, tmp_path: Path) -> None:
@@ -61,6 +62,45 @@ def test_run_that_was_stopped_makes_only_what_is_missing(real: Path, tmp_path: P
     assert rest.made == 3 * len(WAYS) - 5
     whole = run(real, Maker(), tmp_path / "whole")
     assert [row.report.fid for row in rows] == [row.report.fid for row in whole]
+
+
+def test_images_of_another_seed_or_mask_are_made_again(real: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    run(real, Maker(), work, seed=0)
+    same, other, masked = Maker(), Maker(), Maker()
+    run(real, same, work, seed=0)
+    run(real, other, work, seed=7)
+    write_case(real / "p1", patient_and_mask(1)[0], patient_and_mask(5)[1])
+    run(real, masked, work, seed=7)
+    assert [same.made, other.made, masked.made] == [0, 3 * len(WAYS), len(WAYS)]
+
+
+def test_fewer_cases_use_the_images_of_more(real: Path, tmp_path: Path) -> None:
+    run(real, Maker(), tmp_path / "work")
+    fewer = Maker()
+    run(real, fewer, tmp_path / "work", limit=2)
+    assert fewer.made == 0
+
+
+def test_images_of_other_cases_in_the_same_folder_are_not_measured(real: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    before = run(real, Maker(), work)
+    for seed in (10, 11, 12):
+        write_case(tmp_path / "others" / f"a{seed}", *patient_and_mask(seed))
+    others = run(tmp_path / "others", Maker(), work)
+    after = run(real, Maker(), work)
+    assert [row.report.fid for row in after] == [row.report.fid for row in before]
+    alone = run(tmp_path / "others", Maker(), tmp_path / "alone")
+    assert [row.report.fid for row in others] == [row.report.fid for row in alone]
+
+
+def test_time_alone_beside_an_image_does_not_say_what_it_is_of(real: Path, tmp_path: Path) -> None:
+    run(real, Maker(), tmp_path / "work")
+    (told,) = (tmp_path / "work").glob("images/a-model/heun-4/p1/seconds.json")
+    told.write_text(f"{json.loads(told.read_text())['seconds']}\n")
+    again = Maker()
+    run(real, again, tmp_path / "work")
+    assert again.made == 1
 
 
 def test_chart_has_a_line_for_each_solver_and_a_point_for_each_set(real: Path, tmp_path: Path) -> None:
