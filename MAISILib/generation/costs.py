@@ -187,7 +187,7 @@ class Decoding:
             choice = counted(self._layers, self._shape, Strategy())
         return StageCost(self._work(choice), self._kept + choice.bytes), choice.strategy
 
-    def steps(self) -> list[int]:
+    def thresholds(self) -> list[int]:
         """Bytes beside the process itself from which on decoding is faster, from the leanest way on."""
         return [self._kept + choice.bytes for choice in self._ways.front()]
 

@@ -331,12 +331,12 @@ def _budgets(bundle: Bundle, planned: Plan, decoding: costs.Decoding) -> Iterato
     """The least memory that this volume takes, more with which decoding is clearly faster, and all that it can use."""
     if decoding.is_fixed:
         return
-    before, told, steps = math.inf, None, decoding.steps()
-    for needed in steps:
-        others = max((stage.bytes for stage in planned.stages[:-1]), default=0)
+    others = max(stage.bytes for stage in planned.stages[:-1])
+    before, told, thresholds = math.inf, None, decoding.thresholds()
+    for needed in thresholds:
         budget = _GRAIN * math.ceil((PROCESS_BYTES + max(needed, others)) / _GRAIN)
         other = _with_decode(bundle, planned, decoding, budget)
-        is_worth_it = other.stages[-1].seconds <= _FASTER * before or needed == steps[-1]
+        is_worth_it = other.stages[-1].seconds <= _FASTER * before or needed == thresholds[-1]
         if is_worth_it and other.decode != told:
             yield Budget(budget, str(other.decode), other.peak_bytes, other.seconds)
             before, told = other.stages[-1].seconds, other.decode
