@@ -23,17 +23,19 @@ def run(
     pairs: Annotated[int, typer.Option("--pairs", min=0, help="Pairs to measure diversity on; 0 does not.")] = 100,
     size: options.Size = None,
     spacing: options.Spacing = None,
+    skip_bad: options.SkipBad = False,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
     """Find the nearest training volumes of each generated one, and say whether it is a copy; measure diversity."""
     from MAISILib.bundles.bundle import open_bundle
     from MAISILib.cli.running import cancel_on_interrupt, progress_on_stderr
-    from MAISILib.errors import RequestError
+    from MAISILib.errors import FileFormatError, RequestError
     from MAISILib.generation.progress import Progress
     from MAISILib.quality.counting import counted
-    from MAISILib.quality.image_sets import find_images
-    from MAISILib.quality.novelty import check_enough, find_copies, read_signatures
+    from MAISILib.quality.image_sets import find_images, named
+    from MAISILib.quality.novelty import check_enough, find_copies
+    from MAISILib.quality.signatures import read_signatures
     from MAISILib.volumes import Grid
 
     opened = open_bundle(bundle)
@@ -56,11 +58,14 @@ def run(
             on_progress(Progress(what, done, total, name))
 
         codec = codec_of(opened, device)
-        made, known = (
+        (made, unusable), (known, others) = (
             read_signatures(images, grid, lambda image: codec.encode(image)[0].numpy(), what, on_done)
             for images, what in zip(sets, ("generated", "training"), strict=True)
         )
-        report = find_copies(made, known, neighbours=neighbours, on_done=on_done)
+        unusable += others
+        if unusable and not (skip_bad and made):
+            raise FileFormatError(named(unusable, sum(map(len, sets))))
+        report = find_copies(made, known, neighbours=neighbours, left_out=unusable, on_done=on_done)
         alike: dict[str, Any] = {}
         for what, signatures in (("generated", made), ("training", known)) if pairs else ():
             if len(signatures) > 1:

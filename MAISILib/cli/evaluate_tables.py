@@ -91,6 +91,7 @@ def run(
             data,
             lambda: features_of_bundle(opened[0], SliceGeometry(spacing=spacing), "cpu"),
             work,
+            labels=opened[0].labels,
             seed=seed,
             resampled=spacing is not None,
             on_done=on_done,

@@ -13,7 +13,7 @@ from MAISILib.errors import FileFormatError, MaskError, RequestError
 from MAISILib.files.images import read_image, read_mask
 from MAISILib.quality.counting import counted
 from MAISILib.quality.fidelity import Fidelity, compare
-from MAISILib.quality.image_sets import ImageFile, named
+from MAISILib.quality.image_sets import ImageFile, about, named
 from MAISILib.quality.slice_features import body_of
 from MAISILib.quality.slice_geometry import fill_up, regrid, resample_to
 from MAISILib.resampling import resample_labels, to_canonical
@@ -127,10 +127,10 @@ def evaluate_codec(
             fidelity = compare(rebuilt, image, labels, *bounds)
             found.append(CodecCase(case.name, fidelity, _lpips(perceptual, rebuilt, image, bounds)))
         except (FileFormatError, MaskError, RequestError) as error:
-            problems.append(str(error) if str(case.path) in str(error) else f"{case.path}: {error}")
+            problems.append(about(case, error))
         on_case(number, len(cases), case.name)
     if problems and not (skip_bad and found):
-        raise FileFormatError(named(problems, len(cases), "Repair them, or go on without them: --skip-bad."))
+        raise FileFormatError(named(problems, len(cases)))
     return CodecReport(tuple(found), {label.value: label.name for label in table}, tuple(problems))
 
 

@@ -17,7 +17,7 @@ from MAISILib.quality.bootstrap import Confidence, bootstrap
 from MAISILib.quality.companions import Companions
 from MAISILib.quality.feature_store import HEADER, FeatureSet, FeatureStore, is_store
 from MAISILib.quality.fid import PLANES
-from MAISILib.quality.image_sets import ImageFile, check_spacings, find_images, named
+from MAISILib.quality.image_sets import ImageFile, about, check_spacings, find_images, named
 from MAISILib.quality.kernel_distance import kernel_distance
 from MAISILib.volumes import Volume
 
@@ -131,7 +131,7 @@ def evaluate_fid(
         kept["real"] = real_folder
     for side, found in sources.items():
         for place in kept.values():
-            _check_apart(place, side, given[side], [] if isinstance(found, Path) else found)
+            check_apart(place, side, given[side], [] if isinstance(found, Path) else found)
     stored = {side: FeatureStore(found, None) for side, found in sources.items() if isinstance(found, Path)}
     names = {side: store.names()[:limit] for side, store in stored.items()}
     for side, found in [*images.items(), *names.items()]:
@@ -144,7 +144,7 @@ def evaluate_fid(
         spacing, problems = check_spacings(list(images.values()), what_to_do, known)
         total = sum(map(len, images.values()))
         if problems and not skip_bad:
-            raise FileFormatError(named(problems, total, "Repair them, or go on without them: --skip-bad."))
+            raise FileFormatError(named(problems, total))
     features = make_features() if images else None
     with tempfile.TemporaryDirectory() if folder is None else nullcontext(str(folder)) as place:
         place = Path(companions.firsts(place))
@@ -201,13 +201,12 @@ def _stored(
             try:
                 store.write(image, features(read_image(image.path)))
             except (FileFormatError, RequestError) as error:
-                text = str(error) if str(image.path) in str(error) else f"{image.path}: {error}"
-                problems.append((image.name, text))
+                problems.append((image.name, about(image, error)))
         on_done(f"features, {side}", number, len(mine), image.name)
     problems = companions.everyones(problems)
     texts = [text for _, text in problems]
     if texts and not skip_bad:
-        raise FileFormatError(named(texts, len(images), "Repair them, or go on without them: --skip-bad."))
+        raise FileFormatError(named(texts, len(images)))
     bad = {name for name, _ in problems}
     return [image.name for image in images if image.name not in bad], texts
 
@@ -229,8 +228,19 @@ def _measured(
     return FidReport(real.features_name, (len(real), len(generated)), fid, confidence, replicates, kid, left_out)
 
 
-def _check_apart(kept: Path, side: str, source: Path, images: Sequence[ImageFile]) -> None:
-    """Features among images would be taken for the set itself, and could overwrite or delete what lies there."""
+def check_apart(kept: Path, side: str, source: Path, images: Sequence[ImageFile], option: str = "--features") -> None:
+    """Makes sure that what is computed does not lie among images: it would be taken for some, or overwrite some.
+
+    Args:
+        kept: Where it shall be kept.
+        side: Which set of images, for the message.
+        source: Where they come from: a folder or a list.
+        images: Those found there; none where it holds stored features.
+        option: The option that tells ``kept``.
+
+    Raises:
+        RequestError: It lies in or above their folders.
+    """
     within = kept.resolve()
     if source.is_dir():
         place = source.resolve()
@@ -239,8 +249,8 @@ def _check_apart(kept: Path, side: str, source: Path, images: Sequence[ImageFile
         is_among = any(path.resolve().is_relative_to(within) for path in {image.path.parent for image in images})
     if is_among:
         raise RequestError(
-            f"Features would be kept in {kept}, among the files of the {side} set ({source}). Give another folder for "
-            "features (--features), neither in nor above those of the two sets."
+            f"What is computed would be kept in {kept}, among the files of the {side} set ({source}). Give another "
+            f"folder ({option}), neither in nor above those of the images."
         )
 
 

@@ -102,10 +102,16 @@ def check_spacings(
     return first and first[1], problems
 
 
-def named(problems: Sequence[str], total: int, advice: str) -> str:
+def about(image: ImageFile, error: Exception) -> str:
+    """What is wrong with an image; its path stands there once."""
+    return str(error) if str(image.path) in str(error) else f"{image.path}: {error}"
+
+
+def named(problems: Sequence[str], total: int) -> str:
     """One message about all files that cannot be used."""
     listed = " ".join(f"({number}) {text}" for number, text in enumerate(problems, 1))
-    return f"{len(problems)} of {counted(total, 'image')} cannot be used: {listed} {advice}"
+    found = f"{len(problems)} of {counted(total, 'image')} cannot be used: {listed}"
+    return f"{found} Repair them, or go on without them: --skip-bad."
 
 
 def _spacing_along_ras(grid: Grid) -> Spacing:

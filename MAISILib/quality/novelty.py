@@ -6,41 +6,41 @@ what to expect between different patients. A copy lies far below them.
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from MAISILib.errors import RequestError
-from MAISILib.files.images import read_image
-from MAISILib.memory import give_back
 from MAISILib.quality.counting import counted
-from MAISILib.quality.image_sets import ImageFile
-from MAISILib.quality.slice_features import body_of
-from MAISILib.resampling import resample_volume, to_canonical
-from MAISILib.volumes import Grid, Volume
+from MAISILib.quality.signatures import SPACES, OnDone, Signature
 
-#: Called with (what, done, total, name); may raise to stop.
-OnDone = Callable[[str, int, int, str], None]
-#: Image → its latent ``(C, x, y, z)``.
-Encode = Callable[[np.ndarray], np.ndarray]
-
-#: Values outside these HU are clipped before images are compared.
-_CLIPPED = (-1000.0, 1000.0)
-#: A distance so many deviations below those between different patients (of their logarithms) is a copy's.
+#: A distance so many deviations below those between different patients (of their logarithms) is a copy's; with few
+#: patients, as many of Student's distribution as are as improbable.
 _COPY = 4.0
 #: A deviation of logarithms is at least so much: a handful of patients may lie equally far apart by chance.
 _LEAST_DEVIATION = 0.1
+#: Whatever the deviation: a distance of less than this part of the middle one is a copy's (docs/evaluation.md).
+_SURELY = 0.1
+#: Two training volumes closer than all others by so many deviations, of at least so much, are one patient's.
+_REPEATED, _LEAST_DEVIATION_OF_PAIRS = 5.0, 0.3
 #: Distances between different patients are measured on at most so many of them.
 _EXPECTED_FROM = 200
 #: Fewer training patients say nothing about how far apart patients are.
 LEAST_TRAINING = 4
-SPACES = ("latent", "image")
+#: With fewer of them a copy may be missed (measured, docs/evaluation.md): what is not near is not called new.
+DECIDES_FROM = 16
 _ABOUT_MASKS = (
     "A mask alone brings an image this near to the patient whose mask it is, trained on or not. For new patients vary "
     "the masks (--vary), or make them to order (--generate-mask)."
+)
+_ABOUT_FEW = (
+    f"Undecided: fewer than {DECIDES_FROM} training patients tell too little of how far apart patients are to call a "
+    "volume new. Give all that the model was trained on."
 )
 
 
@@ -71,17 +71,18 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class NoveltyOfCase:
-    """The nearest training volumes of one generated volume in each space, the nearest first."""
+    """The nearest training volumes of one generated volume in each space, the nearest first.
+
+    Attributes:
+        verdict: ``copy`` where it is nearer to a training volume, in either space, than patients are; else ``new``, or
+            ``undecided`` where there are fewer than :data:`DECIDES_FROM` training patients.
+    """
 
     name: str
     latent: tuple[Neighbour, ...]
     image: tuple[Neighbour, ...]
     copied_in: tuple[str, ...]
-
-    @property
-    def verdict(self) -> str:
-        """``copy`` where it is nearer to a training volume, in either space, than patients are; else ``new``."""
-        return "copy" if self.copied_in else "new"
+    verdict: str
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,15 @@ class NoveltyReport:
         cases: The generated volumes, those nearest to a training volume first.
         expected: Space → distances between different patients.
         training: Number of training volumes.
+        repeated: Training volume → another one before it that is the same patient's.
+        left_out: What is wrong with images that were left out.
     """
 
     cases: tuple[NoveltyOfCase, ...]
     expected: dict[str, Expected]
     training: int
+    repeated: dict[str, str]
+    left_out: tuple[str, ...] = ()
 
     @property
     def copies(self) -> list[NoveltyOfCase]:
@@ -105,13 +110,15 @@ class NoveltyReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        cases = [{**asdict(case), "verdict": case.verdict} for case in self.cases]
-        expected = {space: asdict(found) for space, found in self.expected.items()}
-        return {"training": self.training, "copies": len(self.copies), "expected": expected, "cases": cases}
+        return {**asdict(self), "copies": len(self.copies)}
 
     def __str__(self) -> str:
         sets = f"{counted(len(self.cases), 'volume')} against {counted(self.training, 'training volume')}"
         lines = [f"{sets}: {counted(len(self.copies), 'copy', 'copies')}"]
+        if self.repeated:
+            listed = ", ".join(f"{name} = {first}" for name, first in self.repeated.items())
+            again = counted(len(self.repeated), "training volume")
+            lines.append(f"{again} of a patient who is there already: {listed}")
         for space, found in self.expected.items():
             apart = f"{found.low:.3g} to {found.high:.3g} apart (median {found.median:.3g})"
             lines.append(f"{space}: different patients are {apart}; a copy is below {found.copy_below:.3g}")
@@ -122,84 +129,10 @@ class NoveltyReport:
             lines.append(f"{case.name}: {case.verdict}; nearest in {nearest}")
         if self.copies:
             lines.append(_ABOUT_MASKS)
+        if any(case.verdict == "undecided" for case in self.cases):
+            lines.append(_ABOUT_FEW)
+        lines += [f"left out: {reason}" for reason in self.left_out]
         return "\n".join(lines)
-
-
-class Signature:
-    """A volume reduced to what it is compared by, whatever its place: spectra of its latent and of its image.
-
-    Args:
-        image: In HU, on any grid.
-        grid: Voxels and spacing that all volumes are brought to, about the middle of the body.
-        encode: Gives the latent of an image on this grid.
-
-    Attributes:
-        coarse: ``(X/2, Y/2, Z/2)`` float32, the image in half the resolution, clipped to ±1000 HU.
-        spectra: Space → spectrum of the array without its mean, of length 1.
-
-    Raises:
-        RequestError: Nothing in the image is brighter than −300 HU.
-    """
-
-    def __init__(self, image: Volume, grid: Grid, encode: Encode) -> None:
-        centred = _centred(image, grid)
-        x, y, z = (n // 2 for n in grid.shape)
-        self.coarse = centred[: 2 * x, : 2 * y, : 2 * z].reshape(x, 2, y, 2, z, 2).mean((1, 3, 5), dtype=np.float32)
-        self.spectra = {"latent": _spectrum(encode(centred)), "image": _spectrum(self.coarse[None])}
-
-    def distance(self, other: Signature, space: str) -> float:
-        """1 − the largest correlation coefficient over all shifts: 0 for the same, about 1 for what has no relation."""
-        product = (self.spectra[space].conj() * other.spectra[space]).sum(axis=0)
-        last = self._lengths(space)
-        correlations = np.fft.irfftn(product, last, axes=(0, 1, 2))
-        return max(0.0, 1.0 - float(correlations.max()))
-
-    def _lengths(self, space: str) -> tuple[int, int, int]:
-        """Of the padded array: an even number along each axis."""
-        _, x, y, half = self.spectra[space].shape
-        return x, y, 2 * (half - 1)
-
-
-def _centred(image: Volume, grid: Grid) -> np.ndarray:
-    """The image on a grid of this size whose middle is the body's centre of gravity, clipped to ±1000 HU."""
-    image = Volume(*to_canonical(image.array, image.affine), image.units)
-    body = body_of(image.array)
-    if not body.any():
-        raise RequestError("The image is blank: nothing is brighter than -300 HU. Leave it out.")
-    counts = [body.sum(axis=tuple({0, 1, 2} - {axis}), dtype=np.int64) for axis in range(3)]
-    index = [float(count @ np.arange(count.size)) / int(count.sum()) for count in counts]
-    center = (image.affine @ np.append(index, 1.0))[:3]
-    target = Grid.axis_aligned(grid.shape, grid.spacing, tuple(center))
-    return resample_volume(image, target, fill=_CLIPPED[0]).array.astype(np.float32).clip(*_CLIPPED)
-
-
-def _spectrum(channels: np.ndarray) -> np.ndarray:
-    """Of ``(C, x, y, z)``, each channel less its mean, all of them together of length 1; padded, lest ends meet."""
-    channels = channels - channels.mean(axis=(1, 2, 3), keepdims=True)
-    channels = channels / max(float(np.sqrt((channels**2).sum())), 1e-12)
-    lengths = [n + n // 4 + (n + n // 4) % 2 for n in channels.shape[1:]]
-    # A transform of one length 1 array and of another: the inverse of their product is their correlation.
-    return np.fft.rfftn(channels, lengths, axes=(1, 2, 3)).astype(np.complex64)
-
-
-def read_signatures(
-    images: Sequence[ImageFile], grid: Grid, encode: Encode, what: str, on_done: OnDone = lambda *news: None
-) -> dict[str, Signature]:
-    """Name → signature of each image.
-
-    Raises:
-        FileFormatError: An image cannot be read.
-        RequestError: An image is blank; the message names it.
-    """
-    found = {}
-    for number, image in enumerate(images, 1):
-        try:
-            found[image.name] = Signature(read_image(image.path), grid, encode)
-        except RequestError as error:
-            raise RequestError(f"{image.path}: {error}") from None
-        give_back("cpu")  # what an image took lies around its small signature
-        on_done(what, number, len(images), image.name)
-    return found
 
 
 def check_enough(training: int) -> None:
@@ -220,6 +153,7 @@ def find_copies(
     training: dict[str, Signature],
     *,
     neighbours: int = 3,
+    left_out: Sequence[str] = (),
     on_done: OnDone = lambda *news: None,
 ) -> NoveltyReport:
     """Compares every generated volume with every training volume.
@@ -228,13 +162,20 @@ def find_copies(
         generated: Name → signature.
         training: Name → signature, on the same grid.
         neighbours: How many of the nearest are told.
+        left_out: What is wrong with images that are not among them, for the report.
         on_done: Called after each volume.
 
     Raises:
-        RequestError: Fewer than :data:`LEAST_TRAINING` training volumes.
+        RequestError: Fewer than :data:`LEAST_TRAINING` training volumes of different patients.
     """
     check_enough(len(training))
-    expected = {space: _expected(list(training.values()), space, on_done) for space in SPACES}
+    compared = list(training)[:: -(-len(training) // _EXPECTED_FROM)]
+    apart = {space: _distances([training[name] for name in compared], space, on_done) for space in SPACES}
+    first_of = _repeated(list(apart.values()))
+    different = [number for number in range(len(compared)) if number not in first_of]
+    check_enough(len(different))
+    expected = {space: expected_between(distances[np.ix_(different, different)]) for space, distances in apart.items()}
+    otherwise = "new" if len(different) >= DECIDES_FROM else "undecided"
     cases = []
     for number, (name, signature) in enumerate(generated.items(), 1):
         nearest = {}
@@ -242,23 +183,58 @@ def find_copies(
             distances = [Neighbour(other, signature.distance(theirs, space)) for other, theirs in training.items()]
             nearest[space] = tuple(sorted(distances, key=lambda n: n.distance)[:neighbours])
         copied = tuple(space for space in SPACES if nearest[space][0].distance < expected[space].copy_below)
-        cases.append(NoveltyOfCase(name, nearest["latent"], nearest["image"], copied))
+        verdict = "copy" if copied else otherwise
+        cases.append(NoveltyOfCase(name, nearest["latent"], nearest["image"], copied, verdict))
         on_done("comparing", number, len(generated), name)
     cases.sort(key=lambda case: min(getattr(case, s)[0].distance / expected[s].median for s in SPACES))
-    return NoveltyReport(tuple(cases), expected, len(training))
+    repeated = {compared[number]: compared[first] for number, first in first_of.items()}
+    return NoveltyReport(tuple(cases), expected, len(training), repeated, tuple(left_out))
 
 
-def _expected(training: list[Signature], space: str, on_done: OnDone) -> Expected:
-    """The distance of each from its nearest other one; the same patient twice in the set does not count as two."""
-    chosen = training[:: -(-len(training) // _EXPECTED_FROM)]
+def _distances(chosen: list[Signature], space: str, on_done: OnDone) -> np.ndarray:
+    """Between all pairs, infinite on the diagonal."""
     distances = np.full((len(chosen), len(chosen)), np.inf)
     for row, one in enumerate(chosen):
         for column in range(row):
-            distances[row, column] = distances[column, row] = one.distance(chosen[column], space)
+            distances[row, column] = distances[column, row] = max(one.distance(chosen[column], space), 1e-6)
         on_done(f"distances between patients, {space}", row + 1, len(chosen), "")
-    nearest = np.maximum(distances.min(axis=1), 1e-6)
-    logarithms = np.log(nearest).tolist()
-    middle = statistics.median(logarithms)
-    deviation = 1.4826 * statistics.median(abs(value - middle) for value in logarithms)
-    copy_below = float(np.exp(middle - _COPY * max(deviation, _LEAST_DEVIATION)))
-    return Expected(float(nearest.min()), float(np.exp(middle)), float(nearest.max()), copy_below)
+    return distances
+
+
+def _repeated(apart: Sequence[np.ndarray]) -> dict[int, int]:
+    """Number of a volume → number of the first one of the same patient, by the distances of pairs in every space.
+
+    Most pairs are of different patients even where each patient is there twice.
+    """
+    same = np.ones(apart[0].shape, bool)
+    for distances in apart:
+        logarithms = np.log(distances)
+        middle, deviation = _middle(logarithms[np.tril_indices(len(logarithms), -1)].tolist())
+        same &= logarithms < middle - _REPEATED * max(deviation, _LEAST_DEVIATION_OF_PAIRS)
+    first_of: dict[int, int] = {}
+    for number in range(len(same)):
+        earlier = [other for other in range(number) if same[number, other] and other not in first_of]
+        if earlier:
+            first_of[number] = earlier[0]
+    return first_of
+
+
+def expected_between(distances: np.ndarray) -> Expected:
+    """What to expect of patients, from the distances of each from all others.
+
+    Args:
+        distances: ``(N, N)``, infinite on the diagonal.
+    """
+    nearest = distances.min(axis=1)
+    count = len(nearest)
+    middle, deviation = _middle(np.log(nearest).tolist())
+    # Of one more draw from a normal distribution whose mean and deviation are known from so many.
+    factor = float(special.stdtrit(count - 1, special.ndtr(_COPY))) * math.sqrt(1 + 1 / count)
+    below = max(math.exp(-factor * max(deviation, _LEAST_DEVIATION)), _SURELY)
+    return Expected(float(nearest.min()), math.exp(middle), float(nearest.max()), below * math.exp(middle))
+
+
+def _middle(values: Sequence[float]) -> tuple[float, float]:
+    """Median and robust deviation."""
+    middle = statistics.median(values)
+    return middle, 1.4826 * statistics.median(abs(value - middle) for value in values)

@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from MAISILib.anatomy.labels import LabelTable
 from MAISILib.errors import FileFormatError
 from MAISILib.files.atomic import write_text
-from MAISILib.files.images import read_image
+from MAISILib.files.images import read_mask
 from MAISILib.files.nifti import write_volume
 from MAISILib.quality.counting import counted
-from MAISILib.quality.fid_evaluation import Features, FidReport, OnDone, evaluate_fid
+from MAISILib.quality.fid_evaluation import Features, FidReport, OnDone, check_apart, evaluate_fid
 from MAISILib.quality.image_sets import ImageFile
 from MAISILib.volumes import Volume
 
@@ -80,6 +81,7 @@ def measure(
     make_features: Callable[[], Features],
     work: Path,
     *,
+    labels: LabelTable,
     seed: int,
     resampled: bool = False,
     replicates: int | None = None,
@@ -96,21 +98,25 @@ def measure(
         real: The folder (or list) that holds the cases; names of stored features start from it.
         make_features: See :func:`evaluate_fid`.
         work: Images and features are kept here; what is there already and was made of the same is not made again.
+        labels: What the masks' labels mean.
         seed: Of the noise; with the number of a case it decides the case's noise.
         resampled: See :func:`evaluate_fid`.
         replicates: See :func:`evaluate_fid`.
         on_done: Called after each image; may raise to stop.
 
     Raises:
-        FileFormatError: A case has no mask.
+        FileFormatError: A case has no mask, or one that cannot be read.
+        MaskError: A mask holds what is not in ``labels``.
+        RequestError: ``work`` lies among the cases.
     """
+    check_apart(work, "real", real, cases, "--work")
     without = [str(case.path) for case in cases if case.mask is None]
     if without:
         named = ", ".join([*without[:3], *(["…"] if len(without) > 3 else [])])
         raise FileFormatError(f"{counted(len(without), 'image')} without a mask to make an image of: {named}.")
     images = work.absolute() / "images"
     for number, case in enumerate(cases):
-        mask = _mask_sha256(case)
+        mask = _mask_sha256(case, labels)
         for way in ways:
             made_of = origin(way, seed, number, mask)
             _make_once(images / way.folder / case.name, made_of, lambda c=case, w=way, n=number: make(c, w, n))
@@ -133,7 +139,9 @@ def measure(
             on_done=on_done,
         )
         assert report is not None
-        rows.append(Row(way, report, statistics.median(_seconds(folder / case.name) for case in cases)))
+        rows.append(
+            Row(way, report, statistics.median(_told(folder / case.name / "seconds.json")["seconds"] for case in cases))
+        )
     return rows
 
 
@@ -143,10 +151,10 @@ def origin(way: Sampling, seed: int, number: int, mask_sha256: str) -> dict[str,
     return {**told, "seed": seed, "number": number, "mask_sha256": mask_sha256}
 
 
-def _mask_sha256(case: ImageFile) -> str:
+def _mask_sha256(case: ImageFile, labels: LabelTable) -> str:
     """Of the voxels (little-endian int32, C order), their shape (int64) and the affine (float64, rounded to 1e-4)."""
     assert case.mask is not None
-    mask = read_image(case.mask)
+    mask = read_mask(case.mask, labels)
     found = hashlib.sha256(np.ascontiguousarray(mask.array, "<i4").tobytes())
     found.update(np.array(mask.array.shape, "<i8").tobytes())
     found.update((np.asarray(mask.affine, "<f8").round(4) + 0.0).tobytes())  # no negative zeros
@@ -156,8 +164,8 @@ def _mask_sha256(case: ImageFile) -> str:
 def _make_once(place: Path, made_of: dict[str, Any], make: Callable[[], tuple[Volume, float]]) -> None:
     told = place / "seconds.json"
     if told.is_file():
-        known = json.loads(told.read_text(encoding="utf-8"))
-        if isinstance(known, dict) and {**known, **made_of} == known:
+        known = _told(told)
+        if known and {**known, **made_of} == known:
             return
         told.unlink()  # first: else a run stopped between the two files leaves an image with another one's origin
     image, seconds = make()
@@ -172,8 +180,13 @@ def _listed(file: Path, paths: Sequence[Path]) -> Path:
     return file
 
 
-def _seconds(place: Path) -> float:
-    return float(json.loads((place / "seconds.json").read_text(encoding="utf-8"))["seconds"])
+def _told(file: Path) -> dict[str, Any]:
+    """What is known about an image; nothing where the file is damaged, and then the image is made again."""
+    try:
+        known = dict(json.loads(file.read_text(encoding="utf-8")))
+        return known if 0 <= float(known["seconds"]) < math.inf else {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
 
 
 def table_of(rows: Sequence[Row]) -> str:

@@ -107,7 +107,7 @@ def test_quality_refuses_what_it_cannot_check(refused: Maisi, work: Path) -> Non
 
 
 def test_novelty_finds_the_copy(maisi: Maisi, work: Path, tiny: Path) -> None:
-    write_patients(work / "known", range(5))
+    write_patients(work / "known", range(16))
     write_ct(work / "made" / "a_ct.nii.gz", patient(30))
     write_ct(work / "made" / "b_ct.nii.gz", patient(3) + np.random.default_rng(0).normal(0, 20, SHAPE))
     options = ("--bundle", tiny, "--size", 24, 20, 16, "--spacing", *SPACING)
@@ -115,9 +115,19 @@ def test_novelty_finds_the_copy(maisi: Maisi, work: Path, tiny: Path) -> None:
     assert outcome.code == 0, outcome.err
     assert {case["name"]: case["verdict"] for case in outcome.json["cases"]} == {"a": "new", "b": "copy"}
     assert outcome.json["cases"][0]["latent"][0]["name"] == "p3"
-    assert outcome.json["diversity"]["training"]["pairs"] == 10
-    text = maisi("evaluate", "novelty", "made", "known", *options, "--pairs", 0).out
-    assert "2 volumes against 5 training volumes: 1 copy" in text
+    assert outcome.json["diversity"]["training"]["pairs"] == 100
+    (work / "known" / "p2_ct.nii.gz").write_bytes(b"no image")
+    (work / "made" / "c_ct.nii.gz").write_bytes(b"nor this")
+    refusal = maisi("evaluate", "novelty", "made", "known", *options)
+    assert refusal.code == 2
+    error = refusal.err.splitlines()[-1]
+    assert "2 of 19 images cannot be used" in error
+    assert "p2_ct" in error
+    assert "c_ct" in error
+    text = maisi("evaluate", "novelty", "made", "known", *options, "--pairs", 0, "--skip-bad").out
+    assert "2 volumes against 15 training volumes: 1 copy" in text
+    assert "a: undecided" in text
+    assert text.count("left out: ") == 2
 
 
 def test_novelty_refuses(refused: Maisi, work: Path, tiny: Path) -> None:

@@ -45,7 +45,7 @@ def test_features_among_images_are_refused_and_nothing_is_touched(
     np.savez(real / "latents" / "mine.npz", latent=np.zeros(3))
     before = files_below(tmp_path)
     features = SliceMeans()
-    with pytest.raises(RequestError, match=r"Features would be kept in .*Give another folder"):
+    with pytest.raises(RequestError, match=r"What is computed would be kept in .*Give another folder"):
         measure(real, made, features=features, folder=tmp_path / place, anew=anew)
     with pytest.raises(RequestError, match=r"kept in .* among the files of the real set"):
         measure(real, made, features=features, real_folder=real, anew=anew)

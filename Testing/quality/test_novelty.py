@@ -8,12 +8,13 @@ from scipy import ndimage
 
 from MAISILib.errors import RequestError
 from MAISILib.quality.diversity import pairwise_similarity
-from MAISILib.quality.novelty import NoveltyReport, Signature, find_copies
+from MAISILib.quality.novelty import NoveltyReport, find_copies
+from MAISILib.quality.signatures import Signature
 from MAISILib.volumes import Grid, Volume
 from Testing.quality.image_folders import SHAPE, SPACING, volume
 
 GRID = Grid.axis_aligned(SHAPE, SPACING)
-TRAINED = range(8)
+TRAINED = range(16)
 
 
 def patient(seed: int) -> np.ndarray:
@@ -99,15 +100,32 @@ def test_nearest_come_first_and_as_many_as_asked_for(training: dict[str, Signatu
     assert distances == sorted(distances)
 
 
-def test_patient_twice_in_the_training_set_does_not_move_the_bound(training: dict[str, Signature]) -> None:
-    twice = {**training, "t0 again": signature(patient(0) + 1)}
-    plain, doubled = (compared(known, new=patient(70)).expected["latent"] for known in (training, twice))
-    assert doubled.copy_below == pytest.approx(plain.copy_below, rel=0.5)
+def test_patients_twice_in_the_training_set_do_not_hide_copies(training: dict[str, Signature]) -> None:
+    noise = np.random.default_rng(3).normal(0, 10, (len(TRAINED), *SHAPE))
+    again = {f"t{seed} again": signature(patient(seed) + noise[seed]) for seed in TRAINED}
+    copy = patient(4) + np.random.default_rng(4).normal(0, 20, SHAPE)
+    plain, doubled = (compared(known, copy=copy, new=patient(70)) for known in (training, {**training, **again}))
+    assert plain.repeated == {}
+    assert doubled.repeated == {f"t{seed} again": f"t{seed}" for seed in TRAINED}
+    assert "16 training volumes of a patient who is there already: t0 again = t0" in str(doubled)
+    assert [case.name for case in doubled.copies] == ["copy"]
+    for space, expected in plain.expected.items():
+        assert doubled.expected[space].copy_below == pytest.approx(expected.copy_below, rel=1e-6), space
+
+
+def test_with_few_patients_nothing_is_called_new(training: dict[str, Signature]) -> None:
+    few = dict(list(training.items())[:6])
+    report = compared(few, copy=patient(3) + 0.1, other=patient(50))
+    assert {case.name: case.verdict for case in report.cases} == {"copy": "copy", "other": "undecided"}
+    assert "fewer than 16 training patients" in str(report)
+    assert report.expected["latent"].copy_below < compared(training).expected["latent"].copy_below
 
 
 def test_what_cannot_be_compared_is_said(training: dict[str, Signature]) -> None:
     with pytest.raises(RequestError, match=r"3 training volumes do not tell.*4 at least"):
         find_copies({}, dict(list(training.items())[:3]))
+    with pytest.raises(RequestError, match=r"2 training volumes do not tell"):
+        find_copies({}, {name: training[name[:2]] for name in ("t0", "t0 again", "t1", "t1 again")})
     with pytest.raises(RequestError, match="blank"):
         signature(np.full(SHAPE, -1000.0))
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from MAISILib.errors import FileFormatError
+from MAISILib.anatomy.labels import default_table
+from MAISILib.errors import FileFormatError, RequestError
 from MAISILib.quality.image_sets import ImageFile, find_images
 from MAISILib.quality.step_tables import Row, Sampling, chart_of, measure, table_of
 from MAISILib.volumes import Volume
@@ -39,7 +40,8 @@ def real(tmp_path: Path) -> Path:
 
 
 def run(real: Path, make: Maker, work: Path, *, seed: int = 7, limit: int | None = None) -> list[Row]:
-    return measure(WAYS, find_images(real, limit=limit), make, real, SliceMeans, work, seed=seed, replicates=0)
+    cases = find_images(real, limit=limit)
+    return measure(WAYS, cases, make, real, SliceMeans, work, labels=default_table(), seed=seed, replicates=0)
 
 
 def test_more_steps_come_nearer_and_take_longer(real: Path, tmp_path: Path) -> None:
@@ -117,3 +119,22 @@ def test_images_without_masks_are_named(tmp_path: Path) -> None:
     write_ct(tmp_path / "real" / "p0_ct.nii.gz", patient_and_mask(0)[0])
     with pytest.raises(FileFormatError, match=r"p0_ct\.nii\.gz"):
         run(tmp_path / "real", Maker(), tmp_path / "work")
+
+
+def test_damaged_note_of_an_image_has_it_made_again(real: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    run(real, Maker(), work)
+    notes = sorted((work / "images").rglob("seconds.json"))
+    for note, content in zip(notes, ("{", "[1]", '{"seconds": "x"}', '{"seconds": -1}'), strict=False):
+        note.write_text(content, encoding="utf-8")
+    again = Maker()
+    rows = run(real, again, work)
+    assert again.made == 4
+    assert [row.seconds for row in rows] == [1, 4, 1, 4]
+
+
+def test_work_among_the_real_images_is_refused_before_anything_is_made(real: Path) -> None:
+    never = Maker(stop_at=1)
+    with pytest.raises(RequestError, match=r"among the files of the real set.*--work"):
+        run(real, never, real / "work")
+    assert not (real / "work").exists()
