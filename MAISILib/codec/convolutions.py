@@ -71,8 +71,7 @@ def convolved(
     """
     module = layer.module
     if layer.kind == "transposed":
-        x = _channels_first(tile)
-        y = F.conv_transpose3d(x, module.weight, module.bias, stride=2, padding=1, output_padding=1)
+        y = _convolve_transposed(_channels_first(tile), module)
         crop = [slice(w[0] - 2 * h[0], w[1] - 2 * h[0]) for w, h in zip(want, have, strict=True)]
         return _channels_last(y)[tuple(crop)]
     if layer.kind == "up":
@@ -127,10 +126,21 @@ def _missing(layer: Layer, want: tuple[int, int], source: int) -> tuple[int, int
 
 def _convolve(x: torch.Tensor, module: Any, padding: list[int]) -> torch.Tensor:
     stride, once = module.stride, (1, 1, 1)
-    if x.device.type == "cpu" and module.in_channels > 1 and torch.backends.mkldnn.is_available():
-        # conv3d takes thin slabs to a path without oneDNN that is 5 to 10 times slower.
+    if _has_onednn(x, module):  # conv3d takes thin slabs to a path without it that is 5 to 10 times slower
         return torch.mkldnn_convolution(x, module.weight, module.bias, padding, stride, once, 1)
     return F.conv3d(x, module.weight, module.bias, stride, padding)
+
+
+def _convolve_transposed(x: torch.Tensor, module: Any) -> torch.Tensor:
+    once, twice = (1, 1, 1), (2, 2, 2)
+    direct = getattr(torch.ops.mkldnn, "_convolution_transpose_pointwise", None)
+    if direct is not None and _has_onednn(x, module):  # as above: conv_transpose3d takes small tiles elsewhere
+        return direct(x, module.weight, module.bias, once, once, twice, once, 1, "none", [], "")
+    return F.conv_transpose3d(x, module.weight, module.bias, stride=2, padding=1, output_padding=1)
+
+
+def _has_onednn(x: torch.Tensor, module: Any) -> bool:
+    return x.device.type == "cpu" and module.in_channels > 1 and torch.backends.mkldnn.is_available()
 
 
 def _doubled(x: torch.Tensor, axis: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ networks without storage will do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -57,6 +58,24 @@ class Layer:
     def out_channels(self) -> int:
         """Channels of the output."""
         return self.in_channels if self.kind == "global" else self.module.out_channels
+
+    @property
+    def width(self) -> float:
+        """Mean number of channels (geometric), by which the speed of a convolution is told."""
+        return math.sqrt(self.in_channels * self.out_channels)
+
+    def operations(self, read: int, made: int) -> float:
+        """Floating-point operations.
+
+        Args:
+            read: Voxels of the source.
+            made: Voxels of the output.
+        """
+        if self.kind == "global":  # four linear maps, then each voxel meets every other twice
+            return 2.0 * made * self.in_channels * (4 * self.in_channels + 2 * made)
+        voxels = read * self.in_channels if self.kind == "transposed" else made * self.out_channels
+        shortcut = 0 if self.shortcut is None else made * self.out_channels * self.shortcut.in_channels
+        return 2.0 * (voxels * self.module.weight[0].numel() + shortcut)
 
     def size(self, source: int) -> int:
         """Voxels of the output along an axis on which the source has so many."""

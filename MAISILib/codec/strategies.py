@@ -70,16 +70,22 @@ class Cost:
     """What a strategy needs.
 
     Args:
-        flops: Operations of the convolutions, those done twice counted twice.
+        products: Mean number of channels (geometric, of input and output) → operations of the layers of that width,
+            those done twice counted twice.
         elements: Numbers that pass through normalisation, interpolation, padding or statistics.
         bytes: Largest memory of the computing device at one time, without weights.
         stored_bytes: Largest storage of kept values elsewhere (``host``, ``file``).
     """
 
-    flops: float
+    products: dict[float, float]
     elements: float
     bytes: int
     stored_bytes: int
+
+    @property
+    def flops(self) -> float:
+        """Operations of all layers."""
+        return sum(self.products.values())
 
 
 def finest_layers(layers: Sequence[Layer], shape: Sequence[int]) -> range:
@@ -200,18 +206,19 @@ class Walk:
 
     def cost(self) -> Cost:
         """Counts the whole walk."""
-        flops = elements = 0.0
+        products: dict[float, float] = {}
+        elements = 0.0
         peak = stored_peak = 0
         stored = {0: self._bytes(0)}
         places = {0: 0}  # value → the value whose memory it lies in
         for segment in self.segments:
             *statistics, output = self.passes(segment)
             for value in statistics:
-                work, numbers, workspace = self._tile_costs(segment, value)
-                flops, elements = flops + work, elements + numbers
+                numbers, workspace = self._tile_costs(segment, value, products)
+                elements += numbers
                 peak = max(peak, self._at_device(stored) + workspace)
-            work, numbers, workspace = self._tile_costs(segment, output)
-            flops, elements = flops + work, elements + numbers
+            numbers, workspace = self._tile_costs(segment, output, products)
+            elements += numbers
             one = self.is_one_tile(output) and self.strategy.storage == "device"
             if self.writes_in_place(segment) and not one:
                 residual = self.layers[segment.first].residual
@@ -225,7 +232,7 @@ class Walk:
             stored_peak = max(stored_peak, sum(stored.values()))
             used = {places[v] for v in places if v == output or self.last_use[v] >= output}
             stored = {v: size for v, size in stored.items() if v in used}
-        return Cost(flops, elements, peak, 0 if self.strategy.storage == "device" else stored_peak)
+        return Cost(products, elements, peak, 0 if self.strategy.storage == "device" else stored_peak)
 
     def _at_device(self, stored: dict[int, int]) -> int:
         return sum(stored.values()) if self.strategy.storage == "device" else 0
@@ -233,10 +240,10 @@ class Walk:
     def _bytes(self, value: int) -> int:
         return _FLOAT * self.channels[value] * math.prod(self.sizes[value])
 
-    def _tile_costs(self, segment: Segment, value: int) -> tuple[float, float, int]:
-        """Operations and elements of all tiles of a value, and the memory of the largest tile."""
+    def _tile_costs(self, segment: Segment, value: int, products: dict[float, float]) -> tuple[float, int]:
+        """Elements of all tiles of a value, and the memory of the largest tile; adds operations to ``products``."""
         totals, largest = self._extents(segment, value)
-        flops, elements = 0.0, float(totals[value] * self.channels[value])
+        elements = float(totals[value] * self.channels[value])
         elsewhere = self.strategy.storage != "device"
         live: dict[int, int] = {}
         if elsewhere:
@@ -247,18 +254,13 @@ class Walk:
             if index + 1 not in totals:
                 continue
             read = totals[layer.source] * layer.in_channels
-            made = totals[index + 1] * layer.out_channels
-            if layer.kind == "global":  # four linear maps, then each voxel meets every other twice
-                flops += 2.0 * made * (4 * layer.in_channels + 2 * totals[index + 1])
-            else:
-                flops += 2.0 * (read if layer.kind == "transposed" else made) * layer.module.weight[0].numel()
-            if layer.shortcut is not None:
-                flops += 2.0 * made * layer.shortcut.in_channels
+            work = layer.operations(totals[layer.source], totals[index + 1])
+            products[layer.width] = products.get(layer.width, 0.0) + work
             elements += read * (layer.norm is not None) + 8 * read * (layer.kind == "up")
             peak = max(peak, sum(live.values()) + self._scratch(layer, index, largest))
             live[index + 1] = _FLOAT * largest[index + 1] * layer.out_channels
             live = {v: n for v, n in live.items() if v == value or self.last_use[v] > index}
-        return flops, elements, peak
+        return elements, peak
 
     def _scratch(self, layer: Layer, index: int, largest: dict[int, int]) -> int:
         read, made = largest[layer.source] * layer.in_channels, largest[index + 1] * layer.out_channels

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from torch import nn
 from MAISILib.bundles.networks import build_network
 from MAISILib.codec.choosing import Choice, Ways, counted
 from MAISILib.codec.codec import Windows
-from MAISILib.codec.layers import Layer, decoder_layers, sizes
+from MAISILib.codec.layers import Layer, decoder_layers
 from MAISILib.codec.strategies import Strategy
 from MAISILib.diffusion.networks import Conditions, control_residuals, embed_mask, predict
 from MAISILib.diffusion.solver_names import Sampling
@@ -164,7 +163,6 @@ class Decoding:
         self._layers = decoder_layers(self._autoencoder)
         self._windows = Windows(request.decode_window, request.decode_overlap)
         self._ways = ways_to_decode(self._layers, self._shape, device)
-        self._whole = _whole_products(self._layers, self._shape)
 
     @property
     def is_fixed(self) -> bool:
@@ -192,31 +190,12 @@ class Decoding:
         return [self._kept + choice.bytes for choice in self._ways.front()]
 
     def _work(self, choice: Choice) -> Work:
-        """A strategy's work: layers as in the whole volume, as much more of each as it computes twice."""
-        cost, whole = choice.cost, sum(self._whole.values())
+        cost = choice.cost
         filed = cost.stored_bytes * _BYTES_PER_FILED_BYTE if choice.strategy.storage == "file" else 0.0
-        products = {width: flops * cost.flops / whole for width, flops in self._whole.items()}
-        return Work(products, {math.inf: cost.elements * _BYTES_PER_ELEMENT + filed}, 0, cost.bytes)
+        return Work(cost.products, {math.inf: cost.elements * _BYTES_PER_ELEMENT + filed}, 0, cost.bytes)
 
 
 def ways_to_decode(layers: Sequence[Layer], shape: Sequence[int], device: str) -> Ways:
     """The ways through a decoder on this computer, with the host memory and the disk that are free now."""
     host = psutil.virtual_memory().available if device.startswith("cuda") else None
     return Ways(layers, shape, host=host, disk=shutil.disk_usage(tempfile.gettempdir()).free)
-
-
-def _whole_products(layers: Sequence[Layer], shape: Sequence[int]) -> dict[float, float]:
-    """Operations of all layers by their width, as :class:`Work` has them."""
-    found: defaultdict[float, float] = defaultdict(float)
-    grids = sizes(layers, shape)
-    for index, layer in enumerate(layers):
-        read, made = math.prod(grids[layer.source]), math.prod(grids[index + 1])
-        width = math.sqrt(layer.in_channels * layer.out_channels)
-        if layer.kind == "global":  # four linear maps, then each voxel meets every other twice
-            found[width] += 2.0 * made * layer.in_channels * (4 * layer.in_channels + 2 * made)
-            continue
-        voxels = read * layer.in_channels if layer.kind == "transposed" else made * layer.out_channels
-        found[width] += 2.0 * voxels * layer.module.weight[0].numel()
-        if layer.shortcut is not None:
-            found[width] += 2.0 * made * layer.out_channels * layer.shortcut.in_channels
-    return dict(found)
