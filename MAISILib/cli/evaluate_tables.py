@@ -114,7 +114,7 @@ def run(
     parts = [
         "# Results",
         f"Made by `maisi evaluate tables`; {len(cases)} real CTs and their masks, seed {seed}; "
-        f"{rows[0].report.features}. Time is the median of an image's, as a multiple of the first row's.",
+        f"{rows[0].report.features}. Time is that of the fastest image, as a multiple of the first row's.",
         f"## Steps and solvers\n\n{table_of(rows[: len(first)])}\n\n![FID against steps]({chart.name})",
     ]
     if second:

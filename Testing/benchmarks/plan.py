@@ -37,12 +37,24 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
         MINI,
         {"output_size": (128, 128, 128), "spacing": (4, 4, 3), "mask": "none", "steps": 1, "memory": "0.75GB"},
     ),
+    "mini 112×80×96 heun": (
+        MINI,
+        {"output_size": (112, 80, 96), "spacing": (4.5, 4.5, 3), "solver": "heun", "steps": 3},
+    ),
+    "mini 160×128×96 in 0.9 GB": (
+        MINI,
+        {"output_size": (160, 128, 96), "spacing": (3.5, 3.5, 3), "mask": "none", "steps": 1, "memory": "0.9GB"},
+    ),
     "published 64×64×64": (PUBLISHED, {"output_size": (64, 64, 64), "mask": "none", "steps": 4}),
     "published 96×64×64 mask": (PUBLISHED, {"output_size": (96, 64, 64), "steps": 2}),
     "published 96×96×64": (PUBLISHED, {"output_size": (96, 96, 64), "mask": "none", "steps": 2}),
     "published 128×128×64 tiles": (
         PUBLISHED,
         {"output_size": (128, 128, 64), "mask": "none", "steps": 2, "memory": "2GB"},
+    ),
+    "published 80×112×96 in 2.2 GB": (
+        PUBLISHED,
+        {"output_size": (80, 112, 96), "mask": "none", "steps": 1, "memory": "2.2GB"},
     ),
     "published 128³": (PUBLISHED, {"output_size": (128, 128, 128), "mask": "none", "steps": 1}),
 }
