@@ -49,10 +49,12 @@ def run(
     from MAISILib.cli.running import cancel_on_interrupt, progress_on_stderr
     from MAISILib.diffusion.solver_names import SOLVER_NAMES, check_solver
     from MAISILib.errors import RequestError
-    from MAISILib.files.atomic import check_writable, write_text
+    from MAISILib.files.atomic import atomic_path, check_writable, write_text
+    from MAISILib.files.images import read_image
     from MAISILib.generation.progress import Progress
     from MAISILib.quality.image_sets import find_images
-    from MAISILib.quality.step_tables import STEPS, Sampling, chart_of, measure, table_of
+    from MAISILib.quality.step_pictures import compare_images
+    from MAISILib.quality.step_tables import STEPS, Sampling, chart_of, image_file, measure, table_of
 
     opened = [open_bundle(name) for name in (bundle, ddpm) if name is not None]
     kinds = [one.manifest.schedule.kind for one in opened]
@@ -109,8 +111,15 @@ def run(
             )
             for path, found in {data: cases, **others}.items()
         }
-    chart = out.with_name(f"{out.stem}-steps.svg")
+    chart, picture = out.with_name(f"{out.stem}-steps.svg"), out.with_name(f"{out.stem}-images.png")
     write_text(chart, chart_of(rows[: len(first)]))
+    shown = [way for way in first if way.solver == solvers[0]] + second
+    images_of_first = {f"real: {cases[0].name}": read_image(cases[0].path)}
+    for way in shown:
+        title = f"synthetic: {way.kind}, {way.solver} {way.steps}"
+        images_of_first[title] = read_image(image_file(work, way, cases[0]))
+    with atomic_path(picture) as temporary:
+        compare_images(images_of_first).save(temporary, format="PNG", optimize=True)
     parts = [
         "# Results",
         f"Made by `maisi evaluate tables`; {len(cases)} real CTs and their masks, seed {seed}; "
@@ -121,13 +130,14 @@ def run(
         like = min(first, key=lambda way: (way.solver != solvers[0], abs(way.steps - 30)))
         pair = [row for row in rows if row.sampling == like or row.sampling in second]
         parts.append(f"## Rectified flow and DDPM\n\n{table_of(pair)}")
+    parts.append(f"## Images of one mask\n\n![A real CT, and images that were made of its mask]({picture.name})")
     parts += [f"## The autoencoder on {name}\n\n{report.table()}" for name, report in fidelity.items()]
     write_text(out, "\n\n".join(parts) + "\n")
     if as_json:
         told = {"rows": [row.to_dict() for row in rows], "codec": {n: r.to_dict() for n, r in fidelity.items()}}
-        typer.echo(json.dumps({**told, "files": [str(out), str(chart)]}, indent=2, ensure_ascii=False))
+        typer.echo(json.dumps({**told, "files": [str(out), str(chart), str(picture)]}, indent=2, ensure_ascii=False))
         return
-    typer.echo(f"{out}\n{chart}")
+    typer.echo(f"{out}\n{chart}\n{picture}")
 
 
 def _image(

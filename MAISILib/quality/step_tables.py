@@ -119,24 +119,23 @@ def measure(
     if without:
         named = ", ".join([*without[:3], *(["…"] if len(without) > 3 else [])])
         raise FileFormatError(f"{counted(len(without), 'image')} without a mask to make an image of: {named}.")
-    images = work.absolute() / "images"
     for number, case in enumerate(cases):
         mask = _mask_sha256(case, labels)
         for way in ways:
             made_of = origin(way, seed, number, mask)
-            _make_once(images / way.folder / case.name, made_of, lambda c=case, w=way, n=number: make(c, w, n))
+            place = image_file(work, way, case).parent
+            _make_once(place, made_of, lambda c=case, w=way, n=number: make(c, w, n))
             on_done("images", number + 1, len(cases), f"{case.name}, {way.solver} {way.steps}")
     real_root = (real if real.is_dir() else real.parent).absolute()
     real_list = _listed(work / "lists" / "real.txt", [case.path.absolute() for case in cases])
     rows = []
     for way in ways:
-        folder = images / way.folder
-        made = [folder / case.name / "image.nii.gz" for case in cases]
+        made = [image_file(work, way, case) for case in cases]
         report = evaluate_fid(
             real_list,
             _listed(work / "lists" / f"{way.folder}.txt", made),
             make_features,
-            roots=(real_root, folder),
+            roots=(real_root, work.absolute() / "images" / way.folder),
             resampled=resampled,
             folder=work / "features" / way.folder,
             real_folder=work / "features" / "real",
@@ -144,8 +143,13 @@ def measure(
             on_done=on_done,
         )
         assert report is not None
-        rows.append(Row(way, report, min(_told(folder / case.name / "seconds.json")["seconds"] for case in cases)))
+        rows.append(Row(way, report, min(_told(file.with_name("seconds.json"))["seconds"] for file in made)))
     return rows
+
+
+def image_file(work: Path, way: Sampling, case: ImageFile) -> Path:
+    """Where the image of a case's mask is kept."""
+    return work.absolute() / "images" / way.folder / case.name / "image.nii.gz"
 
 
 def origin(way: Sampling, seed: int, number: int, mask_sha256: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from MAISILib.anatomy.labels import LabelTable, default_table
 from MAISILib.files.nifti import write_labels, write_volume
@@ -171,6 +172,8 @@ def test_tables_are_made_once_and_written_as_a_page(
     assert "## The autoencoder on real" in page
     assert "![FID against steps](results-steps.svg)" in page
     assert (work / "page" / "results-steps.svg").is_file()
+    with Image.open(work / "page" / "results-images.png") as picture:
+        assert picture.width > 4 * 300, "real, 1 and 2 steps, and the variant"
     made = {path: path.stat().st_mtime_ns for path in (work / "kept" / "images").rglob("image.nii.gz")}
     assert len(made) == 2 * 3
     again = maisi("evaluate", "tables", "real", *options, "--work", "kept", "--out", "page/results.md", "--json").json
