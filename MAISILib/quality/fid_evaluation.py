@@ -135,7 +135,7 @@ def evaluate_fid(
     stored = {side: FeatureStore(found, None) for side, found in sources.items() if isinstance(found, Path)}
     names = {side: store.names()[:limit] for side, store in stored.items()}
     for side, found in [*images.items(), *names.items()]:
-        _check_several(len(found), side)
+        check_several(len(found), side)
     _check_same(stored, features_name)
     spacing = None
     if not resampled:
@@ -157,7 +157,7 @@ def evaluate_fid(
                 if companions.is_first:
                     store.finish(names[side], spacing)
                 left_out += bad
-                _check_several(len(names[side]), side)
+                check_several(len(names[side]), side)
             stored |= new
         sets = {side: FeatureSet(store, names[side]) for side, store in stored.items()}
         report = _measured(sets, replicates, tuple(left_out), on_done) if companions.is_first else None
@@ -267,7 +267,12 @@ def _check_same(stored: dict[str, FeatureStore], wanted: str | None) -> None:
         )
 
 
-def _check_several(count: int, side: str) -> None:
+def check_several(count: int, side: str) -> None:
+    """Makes sure that a set is one.
+
+    Raises:
+        RequestError: It has less than two images.
+    """
     if count < 2:
         raise RequestError(
             f"The {side} set has {count} image{'' if count == 1 else 's'}; a distance between sets needs at least two "

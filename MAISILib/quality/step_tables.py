@@ -21,7 +21,7 @@ from MAISILib.files.atomic import write_text
 from MAISILib.files.images import read_mask
 from MAISILib.files.nifti import write_volume
 from MAISILib.quality.counting import counted
-from MAISILib.quality.fid_evaluation import Features, FidReport, OnDone, check_apart, evaluate_fid
+from MAISILib.quality.fid_evaluation import Features, FidReport, OnDone, check_apart, check_several, evaluate_fid
 from MAISILib.quality.image_sets import ImageFile
 from MAISILib.volumes import Volume
 
@@ -112,13 +112,14 @@ def measure(
     Raises:
         FileFormatError: A case has no mask, or one that cannot be read.
         MaskError: A mask holds what is not in ``labels``.
-        RequestError: ``work`` lies among the cases.
+        RequestError: There are less than two cases, or ``work`` lies among them.
     """
     check_apart(work, "real", real, cases, "--work")
     without = [str(case.path) for case in cases if case.mask is None]
     if without:
         named = ", ".join([*without[:3], *(["…"] if len(without) > 3 else [])])
         raise FileFormatError(f"{counted(len(without), 'image')} without a mask to make an image of: {named}.")
+    check_several(len(cases), "real")
     for number, case in enumerate(cases):
         mask = _mask_sha256(case, labels)
         for way in ways:

@@ -133,8 +133,10 @@ def test_damaged_note_of_an_image_has_it_made_again(real: Path, tmp_path: Path) 
     assert [row.seconds for row in rows] == [1, 4, 1, 4]
 
 
-def test_work_among_the_real_images_is_refused_before_anything_is_made(real: Path) -> None:
+def test_what_cannot_be_measured_is_refused_before_anything_is_made(real: Path, tmp_path: Path) -> None:
     never = Maker(stop_at=1)
+    with pytest.raises(RequestError, match=r"real set has 1 image; .*at least two"):
+        run(real, never, tmp_path / "work", limit=1)
     with pytest.raises(RequestError, match=r"among the files of the real set.*--work"):
         run(real, never, real / "work")
     assert not (real / "work").exists()
