@@ -13,7 +13,6 @@ from MAISILib.cli import options
 if TYPE_CHECKING:
     from MAISILib.bundles.bundle import Bundle
     from MAISILib.codec.codec import Codec
-    from MAISILib.generation.progress import Progress
 
 
 def codec_of(bundle: Bundle, device: str) -> Codec:
@@ -45,7 +44,7 @@ def run(
 ) -> None:
     """Measure PSNR, SSIM and the error in HU, whole, in the body and per label, of images through the autoencoder."""
     from MAISILib.bundles.bundle import open_bundle
-    from MAISILib.cli.running import cancel_on_interrupt, progress_on_stderr
+    from MAISILib.cli.running import cancel_on_interrupt, measuring_line, progress_on_stderr
     from MAISILib.errors import RequestError
     from MAISILib.generation.progress import Progress
     from MAISILib.quality.image_sets import find_images
@@ -57,7 +56,7 @@ def run(
     if intensity.kind != "ct":
         raise RequestError(f"Bundle {bundle!r} is for MR; errors are measured in HU. Give one for CT.")
     cases = find_images(data, limit=images)
-    with cancel_on_interrupt() as cancel, progress_on_stderr(_line, _line) as on_progress:
+    with cancel_on_interrupt() as cancel, progress_on_stderr(measuring_line, measuring_line) as on_progress:
         from MAISILib.quality.codec_evaluation import evaluate_codec
         from MAISILib.quality.perceptual_distance import PerceptualDistance
 
@@ -84,7 +83,3 @@ def run(
         typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
         return
     typer.echo("\n".join([report.table(), *(f"left out: {reason}" for reason in report.left_out)]))
-
-
-def _line(progress: Progress) -> str:
-    return f"{progress.stage} {progress.done}/{progress.total} {progress.message}"

@@ -84,7 +84,7 @@ def run(
     Several processes: torchrun --nproc_per_node=2 -m MAISILib evaluate fid ... with the same options.
     """
     from MAISILib.bundles.bundle import open_bundle
-    from MAISILib.cli.running import cancel_on_interrupt, progress_on_stderr
+    from MAISILib.cli.running import cancel_on_interrupt, measuring_line, progress_on_stderr
     from MAISILib.errors import RequestError
     from MAISILib.files.atomic import check_writable
     from MAISILib.generation.progress import Progress
@@ -101,7 +101,7 @@ def run(
         open_bundle(bundle)  # a mistyped name is answered in a second
     if features is not None:
         check_writable(features)
-    with cancel_on_interrupt() as cancel, progress_on_stderr(_line, _title) as on_progress:
+    with cancel_on_interrupt() as cancel, progress_on_stderr(measuring_line, _title) as on_progress:
         from MAISILib.generation.plan import choose_device
         from MAISILib.quality.companions import companions
 
@@ -141,13 +141,6 @@ def run(
     if report is None:  # the first process tells
         return
     typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if as_json else str(report))
-
-
-def _line(progress: Progress) -> str:
-    """A line for each volume, and for each tenth of the bootstrap."""
-    if progress.message:
-        return f"{progress.stage} {progress.done}/{progress.total} {progress.message}"
-    return f"{progress.stage} {10 * progress.done // progress.total * 10} %"
 
 
 def _title(progress: Progress) -> str:

@@ -12,7 +12,7 @@ import typer
 from MAISILib.cli import options
 
 if TYPE_CHECKING:
-    from MAISILib.generation.progress import Progress
+    pass
 
 
 def run(
@@ -29,7 +29,7 @@ def run(
 ) -> None:
     """Find the nearest training volumes of each generated one, and say whether it is a copy; measure diversity."""
     from MAISILib.bundles.bundle import open_bundle
-    from MAISILib.cli.running import cancel_on_interrupt, progress_on_stderr
+    from MAISILib.cli.running import cancel_on_interrupt, measuring_line, progress_on_stderr
     from MAISILib.errors import FileFormatError, RequestError
     from MAISILib.generation.progress import Progress
     from MAISILib.quality.counting import counted
@@ -49,7 +49,7 @@ def run(
         raise RequestError(f"--size {grid.shape} must be divisible by the autoencoder's {opened.compression}.")
     sets = [find_images(generated), find_images(training)]
     check_enough(len(sets[1]))
-    with cancel_on_interrupt() as cancel, progress_on_stderr(_line, _line) as on_progress:
+    with cancel_on_interrupt() as cancel, progress_on_stderr(measuring_line, measuring_line) as on_progress:
         from MAISILib.cli.evaluate_codec import codec_of
         from MAISILib.quality.diversity import pairwise_similarity
 
@@ -82,7 +82,3 @@ def run(
     for what, found in alike.items():
         compared, scales = counted(found.pairs, f"{what} pair"), counted(found.scales, "scale")
         typer.echo(f"MS-SSIM of {compared}: {found.mean:.3f} ± {found.deviation:.3f} ({scales})")
-
-
-def _line(progress: Progress) -> str:
-    return f"{progress.stage} {progress.done}/{progress.total} {progress.message}".rstrip()

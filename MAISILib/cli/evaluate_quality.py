@@ -11,7 +11,7 @@ import typer
 from MAISILib.cli import options
 
 if TYPE_CHECKING:
-    from MAISILib.generation.progress import Progress
+    pass
 
 
 def run(
@@ -27,7 +27,7 @@ def run(
 ) -> None:
     """Check brightness of organs and agreement with the mask; write a report with pictures, the worst cases first."""
     from MAISILib.bundles.bundle import describe_bundle
-    from MAISILib.cli.running import cancel_on_interrupt, progress_on_stderr
+    from MAISILib.cli.running import cancel_on_interrupt, measuring_line, progress_on_stderr
     from MAISILib.errors import RequestError
     from MAISILib.files.atomic import check_writable
     from MAISILib.generation.progress import Progress
@@ -43,7 +43,7 @@ def run(
     ranges = read_ranges(table) if table else []
     cases = {case.name: case for case in find_images(source)}
     check_writable(out)
-    with cancel_on_interrupt() as cancel, progress_on_stderr(_line, _line) as on_progress:
+    with cancel_on_interrupt() as cancel, progress_on_stderr(measuring_line, measuring_line) as on_progress:
 
         def on_case(done: int, total: int, name: str) -> None:
             cancel.check()
@@ -64,7 +64,3 @@ def run(
         typer.echo(json.dumps({**checked.to_dict(), "files": files}, indent=2, ensure_ascii=False))
         return
     typer.echo(f"{checked}\n{report}")
-
-
-def _line(progress: Progress) -> str:
-    return f"{progress.stage} {progress.done}/{progress.total} {progress.message}"

@@ -12,7 +12,7 @@ from MAISILib.cli import options
 
 if TYPE_CHECKING:
     from MAISILib.bundles.bundle import Bundle
-    from MAISILib.generation.progress import CancelToken, Progress
+    from MAISILib.generation.progress import CancelToken
     from MAISILib.quality.image_sets import ImageFile
     from MAISILib.quality.step_tables import Sampling
     from MAISILib.volumes import Volume
@@ -46,7 +46,7 @@ def run(
     """Measure FID against steps and solvers, rectified flow against DDPM, and the autoencoder; can be stopped."""
     from MAISILib.bundles.bundle import open_bundle
     from MAISILib.cli.evaluate_codec import codec_of
-    from MAISILib.cli.running import cancel_on_interrupt, progress_on_stderr
+    from MAISILib.cli.running import cancel_on_interrupt, measuring_line, progress_on_stderr
     from MAISILib.diffusion.solver_names import SOLVER_NAMES, check_solver
     from MAISILib.errors import RequestError
     from MAISILib.files.atomic import atomic_path, check_writable, write_text
@@ -74,7 +74,7 @@ def run(
     others = {path: find_images(path) for path in other or ()}
     check_writable(work)
     check_writable(out.parent)
-    with cancel_on_interrupt() as cancel, progress_on_stderr(_line, _line) as on_progress:
+    with cancel_on_interrupt() as cancel, progress_on_stderr(measuring_line, measuring_line) as on_progress:
         from MAISILib.quality.codec_evaluation import evaluate_codec
         from MAISILib.quality.slice_features import features_of_bundle
         from MAISILib.quality.slice_geometry import SliceGeometry
@@ -158,7 +158,3 @@ def _image(
     )
     sample = generate(bundle, request, device=device, cancel=cancel).samples[0]
     return sample.image, sum(sample.provenance["seconds"].values())
-
-
-def _line(progress: Progress) -> str:
-    return f"{progress.stage} {progress.done}/{progress.total} {progress.message}".rstrip()

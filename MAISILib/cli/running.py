@@ -165,6 +165,13 @@ def progress_on_stderr(line: Callable[[Progress], str], title: Callable[[Progres
         yield on_progress
 
 
+def measuring_line(progress: Progress) -> str:
+    """A line for each thing that is measured, and for each tenth of what has no names."""
+    if progress.message:
+        return f"{progress.stage} {progress.done}/{progress.total} {progress.message}"
+    return f"{progress.stage} {10 * progress.done // progress.total * 10} %"
+
+
 def _line(progress: Progress) -> str:
     """A line for each stage of a sample."""
     return "" if progress.stage == "load" else f"sample {progress.sample}: {progress.stage}"
