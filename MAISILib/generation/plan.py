@@ -198,7 +198,7 @@ def computes_bfloat16(device: str) -> bool:
 
 
 def plan(bundle: Bundle, request: GenerateRequest, device: str = "auto", settings: Settings | None = None) -> Plan:
-    """Estimates a request. Nothing is loaded, no network gets memory; a new computer is measured for about a second.
+    """Estimates a request. Nothing is loaded, no network gets memory; a new computer is measured for two seconds.
 
     Args:
         bundle: Whose networks.

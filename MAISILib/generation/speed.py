@@ -1,8 +1,8 @@
 """How fast a device works: measured once by a short probe, kept in the user's cache, and made better by real runs.
 
-The probe times convolutions of three widths, GroupNorm with SiLU on small and large tensors, and the cost of a call: a
-second on two CPU cores. A real run tells how right the estimate was. The best of the last runs counts, so that a busy
-hour is soon forgotten.
+The probe times convolutions of three widths, GroupNorm with SiLU on small and large tensors, and the cost of a call:
+two seconds on two CPU cores. A real run tells how right the estimate was. The best of the last runs counts, so that a
+busy hour is soon forgotten.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ from MAISILib.generation.workload import Work
 _FORMAT = 2
 #: Channels of the probe's convolutions, each with the edge of its volume: some ten milliseconds of work on a CPU core.
 _PROBED = {16: 40, 64: 20, 256: 10}
-#: Each of them is repeated so often at least, and for so many seconds; the fastest counts.
-_REPETITIONS, _SECONDS = 4, 0.25
+#: Each of them is repeated so often at least, and for so many seconds, in each of some rounds; the fastest counts.
+_REPETITIONS, _SECONDS, _ROUNDS = 4, 0.15, 2
+#: Operations whose calls are timed together.
+_CALLS = 200
 #: Channels of the tensors that are normalised.
 _MOVED_CHANNELS = 64
 #: Bytes that an operation reads and writes → edge of the tensor that stands for it. The first fits into a processor's
@@ -139,7 +141,7 @@ class Machine:
 
 
 def machine(device: str, precision: torch.dtype) -> Machine:
-    """What is known about a device; the first call on a computer measures for about a second."""
+    """What is known about a device; the first call on a computer measures for two seconds."""
     return _machine(device, precision)
 
 
@@ -173,20 +175,26 @@ def probe(device: str, precision: torch.dtype) -> Speed:
 
 
 def _measured(device: str, precision: torch.dtype) -> Speed:
-    best = functools.partial(_best_time, device)
-    products: dict[int, float] = {}
+    works: dict[tuple[str, int], Callable[[], object]] = {}
+    amounts: dict[tuple[str, int], float] = {}
     for width, edge in _PROBED.items():
         x = torch.zeros(1, edge, edge, edge, width, device=device, dtype=precision).permute(0, 4, 1, 2, 3)
         weight = torch.zeros(width, width, 3, 3, 3, device=device, dtype=precision)
-        products[width] = 2 * 27 * width**2 * edge**3 / best(functools.partial(_convolve, x, weight))
-    moved: dict[int, float] = {}
+        works["products", width] = functools.partial(_convolve, x, weight)
+        amounts["products", width] = 2 * 27 * width**2 * edge**3
     for size, edge in _MOVED.items():
         x = torch.zeros(1, _MOVED_CHANNELS, edge, edge, edge, device=device, dtype=precision)
-        moved[size] = 4 * x.numel() * x.element_size() / best(functools.partial(_normalise, x))
+        works["moved", size] = functools.partial(_normalise, x)
+        amounts["moved", size] = 4 * x.numel() * x.element_size()
     small = torch.zeros(1, 4, 2, 2, 2, device=device, dtype=precision)
-    calls = 200
-    call = best(lambda: [F.group_norm(small, 2) for _ in range(calls)]) / calls
-    return Speed(products, moved, call)
+    works["calls", 0] = lambda: [F.group_norm(small, 2) for _ in range(_CALLS)]
+    times = dict.fromkeys(works, math.inf)
+    for _ in range(_ROUNDS):  # what disturbs one of them for a moment has passed when its turn comes again
+        for key, work in works.items():
+            times[key] = min(times[key], _best_time(device, work))
+    rates = {key: amount / times[key] for key, amount in amounts.items()}
+    products, moved = ({n: rate for (what, n), rate in rates.items() if what == kind} for kind in ("products", "moved"))
+    return Speed(products, moved, times["calls", 0] / _CALLS)
 
 
 def _normalise(x: torch.Tensor) -> torch.Tensor:

@@ -41,9 +41,9 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
         MINI,
         {"output_size": (112, 80, 96), "spacing": (4.5, 4.5, 3), "solver": "heun", "steps": 3},
     ),
-    "mini 160×128×96 in 0.9 GB": (
+    "mini 128×104×112 in 0.8 GB": (
         MINI,
-        {"output_size": (160, 128, 96), "spacing": (3.5, 3.5, 3), "mask": "none", "steps": 1, "memory": "0.9GB"},
+        {"output_size": (128, 104, 112), "spacing": (4, 4, 3), "mask": "none", "steps": 1, "memory": "0.8GB"},
     ),
     "published 64×64×64": (PUBLISHED, {"output_size": (64, 64, 64), "mask": "none", "steps": 4}),
     "published 96×64×64 mask": (PUBLISHED, {"output_size": (96, 64, 64), "steps": 2}),
@@ -52,9 +52,9 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
         PUBLISHED,
         {"output_size": (128, 128, 64), "mask": "none", "steps": 2, "memory": "2GB"},
     ),
-    "published 80×112×96 in 2.2 GB": (
+    "published 96×128×96 in 2.2 GB": (
         PUBLISHED,
-        {"output_size": (80, 112, 96), "mask": "none", "steps": 1, "memory": "2.2GB"},
+        {"output_size": (96, 128, 96), "mask": "none", "steps": 1, "memory": "2.2GB"},
     ),
     "published 128³": (PUBLISHED, {"output_size": (128, 128, 128), "mask": "none", "steps": 1}),
 }
