@@ -27,6 +27,8 @@ from MAISILib.volumes import Volume
 
 #: Steps of the published comparison.
 STEPS = (5, 10, 20, 30, 50, 100)
+#: Smaller ones are drawn as this: 0 has no logarithm.
+_LEAST_FID = 1e-9
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 660, 360, 96, 310
 _COLORS = ("#1b4f7d", "#c0392b", "#2f8f5b", "#b7791f", "#7d3c98")
 
@@ -216,22 +218,28 @@ def table_of(rows: Sequence[Row]) -> str:
 
 
 def chart_of(rows: Sequence[Row]) -> str:
-    """FID (mean of three planes) against the steps, a line for each solver, as SVG."""
+    """FID (mean of three planes) against the steps, a line for each solver, both on logarithmic scales, as SVG."""
     solvers = list(dict.fromkeys(row.sampling.solver for row in rows))
     steps = sorted({row.sampling.steps for row in rows})
-    values = [row.report.fid["mean"] for row in rows]
-    top = max(values) * 1.08 or 1.0
+    values = [max(row.report.fid["mean"], _LEAST_FID) for row in rows]
+    low, high = min(values) / 1.2, max(values) * 1.2
     first, last = math.log(steps[0]), math.log(steps[-1])
+
+    def height(value: float) -> float:
+        return _BOTTOM - math.log(max(value, _LEAST_FID) / low) / math.log(high / low) * (_BOTTOM - 20)
 
     def place(row: Row) -> tuple[float, float]:
         along = (math.log(row.sampling.steps) - first) / ((last - first) or 1)
-        return _LEFT + along * (_WIDTH - _LEFT - 120), _BOTTOM - row.report.fid["mean"] / top * (_BOTTOM - 20)
+        return _LEFT + along * (_WIDTH - _LEFT - 120), height(row.report.fid["mean"])
 
     shapes = [f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>']
-    for part in range(5):
-        y = _BOTTOM - part / 4 * (_BOTTOM - 20)
-        shapes.append(f'<line x1="{_LEFT}" x2="{_WIDTH - 110}" y1="{y:.0f}" y2="{y:.0f}" stroke="#e3e6e9"/>')
-        shapes.append(f'<text x="{_LEFT - 8}" y="{y + 4:.0f}" text-anchor="end">{top * part / 4:.3g}</text>')
+    for tick in (
+        n * 10.0**k for k in range(math.floor(math.log10(low)), math.ceil(math.log10(high))) for n in (1, 2, 5)
+    ):
+        if low <= tick <= high:
+            y = height(tick)
+            shapes.append(f'<line x1="{_LEFT}" x2="{_WIDTH - 110}" y1="{y:.0f}" y2="{y:.0f}" stroke="#e3e6e9"/>')
+            shapes.append(f'<text x="{_LEFT - 8}" y="{y + 4:.0f}" text-anchor="end">{tick:.3g}</text>')
     named = set()
     for number, solver in enumerate(solvers):
         color = _COLORS[number % len(_COLORS)]
