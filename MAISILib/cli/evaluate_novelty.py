@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from MAISILib.cli import options
-
-if TYPE_CHECKING:
-    pass
 
 
 def run(
@@ -33,25 +30,28 @@ def run(
     from MAISILib.errors import FileFormatError, RequestError
     from MAISILib.generation.progress import Progress
     from MAISILib.quality.counting import counted
+    from MAISILib.quality.diversity import WINDOW, pairwise_similarity
     from MAISILib.quality.image_sets import find_images, named
     from MAISILib.quality.novelty import check_enough, find_copies
     from MAISILib.quality.signatures import read_signatures
     from MAISILib.volumes import Grid
 
     opened = open_bundle(bundle)
-    best = opened.manifest.recommended[0] if opened.manifest.recommended else None
-    if best is None and (size is None or spacing is None):
-        raise RequestError(f"Bundle {bundle!r} recommends no size. Give --size and --spacing to compare volumes on.")
+    best = opened.manifest.recommended[0]
     if opened.manifest.intensity.kind != "ct":
         raise RequestError(f"Bundle {bundle!r} is for MR; volumes are compared in HU. Give one for CT.")
-    grid = Grid.axis_aligned(size or best.size, spacing or best.spacing)  # type: ignore[union-attr]
+    grid = Grid.axis_aligned(size or best.size, spacing or best.spacing)
     if any(n % opened.compression for n in grid.shape):
         raise RequestError(f"--size {grid.shape} must be divisible by the autoencoder's {opened.compression}.")
+    if pairs and min(grid.shape) < 2 * WINDOW:
+        raise RequestError(
+            f"--size {grid.shape} is too small to measure diversity, which needs {2 * WINDOW} voxels along each axis. "
+            "Give a larger size, or --pairs 0."
+        )
     sets = [find_images(generated), find_images(training)]
     check_enough(len(sets[1]))
     with cancel_on_interrupt() as cancel, progress_on_stderr(measuring_line, measuring_line) as on_progress:
         from MAISILib.cli.evaluate_codec import codec_of
-        from MAISILib.quality.diversity import pairwise_similarity
 
         def on_done(what: str, done: int, total: int, name: str = "") -> None:
             cancel.check()

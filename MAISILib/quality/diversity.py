@@ -16,7 +16,8 @@ from MAISILib.errors import RequestError
 
 #: Wang's weights of the scales; small volumes have room for the first of them only, which are then scaled to sum 1.
 _WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-_WINDOW, _DEVIATION = 7, 1.5
+#: Voxels of its window along each axis; volumes have as many at least.
+WINDOW, _DEVIATION = 7, 1.5
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,7 @@ def pairwise_similarity(
             torch.from_numpy((volumes[k].astype(np.float32).clip(low, high) - low) / (high - low))[None, None]
             for k in every[place]
         )
-        value = compute_ms_ssim(
-            first, second, 3, kernel_size=_WINDOW, kernel_sigma=_DEVIATION, weights=weights.tolist()
-        )
+        value = compute_ms_ssim(first, second, 3, kernel_size=WINDOW, kernel_sigma=_DEVIATION, weights=weights.tolist())
         found.append(float(value))
         on_done(number, len(chosen))
     return Diversity(float(np.mean(found)), float(np.std(found)), len(found), scales)
@@ -83,6 +82,6 @@ def pairwise_similarity(
 
 def _scales(shortest: int) -> int:
     """How many scales have room for the window; MONAI wants a little more room than halving takes."""
-    if shortest < _WINDOW:
-        raise RequestError(f"An axis of {shortest} voxels is too short: MS-SSIM needs {_WINDOW}. Take a finer grid.")
-    return max(n for n in range(1, len(_WEIGHTS) + 1) if shortest // max((n - 1) ** 2, 2 ** (n - 1)) >= _WINDOW)
+    if shortest < WINDOW:
+        raise RequestError(f"An axis of {shortest} voxels is too short: MS-SSIM needs {WINDOW}. Take a finer grid.")
+    return max(n for n in range(1, len(_WEIGHTS) + 1) if shortest // max((n - 1) ** 2, 2 ** (n - 1)) >= WINDOW)

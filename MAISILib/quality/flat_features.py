@@ -72,7 +72,7 @@ class FlatFeatures:
         """
         image = self._geometry.apply(volume)
         if not np.isfinite(image).all():
-            raise RequestError("The image holds NaN or infinity, so it has no features. Leave it out, or repair it.")
+            raise RequestError("The image holds NaN or infinity, so it has no features.")
         if min(image.shape) < _LEAST_EDGE:
             raise RequestError(
                 f"Slices of a volume of {image.shape} are too small for the network, which needs {_LEAST_EDGE} voxels "

@@ -24,10 +24,14 @@ from MAISILib.quality.signatures import SPACES, OnDone, Signature
 _COPY = 4.0
 #: A deviation of logarithms is at least so much: a handful of patients may lie equally far apart by chance.
 _LEAST_DEVIATION = 0.1
+#: Smaller distances count as this: 0 has no logarithm.
+_LEAST_DISTANCE = 1e-6
 #: Whatever the deviation: a distance of less than this part of the middle one is a copy's (docs/evaluation.md).
 _SURELY = 0.1
 #: Two training volumes closer than all others by so many deviations, of at least so much, are one patient's.
 _REPEATED, _LEAST_DEVIATION_OF_PAIRS = 5.0, 0.3
+#: Two volumes so near (a correlation of 0.999) are one scan with some noise, whatever the others are.
+_IDENTICAL = 0.001
 #: Distances between different patients are measured on at most so many of them.
 _EXPECTED_FROM = 200
 #: Fewer training patients say nothing about how far apart patients are.
@@ -93,13 +97,15 @@ class NoveltyReport:
         cases: The generated volumes, those nearest to a training volume first.
         expected: Space → distances between different patients.
         training: Number of training volumes.
-        repeated: Training volume → another one before it that is the same patient's.
+        compared: How many of them were compared with one another.
+        repeated: Training volume, of these → another one before it that is the same patient's.
         left_out: What is wrong with images that were left out.
     """
 
     cases: tuple[NoveltyOfCase, ...]
     expected: dict[str, Expected]
     training: int
+    compared: int
     repeated: dict[str, str]
     left_out: tuple[str, ...] = ()
 
@@ -115,10 +121,10 @@ class NoveltyReport:
     def __str__(self) -> str:
         sets = f"{counted(len(self.cases), 'volume')} against {counted(self.training, 'training volume')}"
         lines = [f"{sets}: {counted(len(self.copies), 'copy', 'copies')}"]
+        if self.compared < self.training:
+            lines.append(f"different patients, from {self.compared} of the training volumes:")
         if self.repeated:
-            listed = ", ".join(f"{name} = {first}" for name, first in self.repeated.items())
-            again = counted(len(self.repeated), "training volume")
-            lines.append(f"{again} of a patient who is there already: {listed}")
+            lines.append(_again(self.repeated))
         for space, found in self.expected.items():
             apart = f"{found.low:.3g} to {found.high:.3g} apart (median {found.median:.3g})"
             lines.append(f"{space}: different patients are {apart}; a copy is below {found.copy_below:.3g}")
@@ -135,16 +141,21 @@ class NoveltyReport:
         return "\n".join(lines)
 
 
-def check_enough(training: int) -> None:
+def check_enough(training: int, why: str = "") -> None:
     """Makes sure that there are patients to learn from how far apart patients are.
+
+    Args:
+        training: Number of training volumes.
+        why: Why there are no more, a sentence.
 
     Raises:
         RequestError: There are fewer than :data:`LEAST_TRAINING`.
     """
     if training < LEAST_TRAINING:
+        given = counted(training, "training volume")
         raise RequestError(
-            f"{training} training volumes do not tell how far apart patients are. Give {LEAST_TRAINING} at least, "
-            "and better all that the model was trained on."
+            f"{given} of different patients {'does' if training == 1 else 'do'} not tell how far apart patients are. "
+            f"{why}{' ' * bool(why)}Give {LEAST_TRAINING} at least, and better all that the model was trained on."
         )
 
 
@@ -168,12 +179,13 @@ def find_copies(
     Raises:
         RequestError: Fewer than :data:`LEAST_TRAINING` training volumes of different patients.
     """
-    check_enough(len(training))
+    check_enough(len(training), _left_out(left_out))
     compared = list(training)[:: -(-len(training) // _EXPECTED_FROM)]
     apart = {space: _distances([training[name] for name in compared], space, on_done) for space in SPACES}
     first_of = _repeated(list(apart.values()))
     different = [number for number in range(len(compared)) if number not in first_of]
-    check_enough(len(different))
+    repeated = {compared[number]: compared[first] for number, first in first_of.items()}
+    check_enough(len(different), " ".join(filter(None, [_again(repeated), _left_out(left_out)])))
     expected = {space: expected_between(distances[np.ix_(different, different)]) for space, distances in apart.items()}
     otherwise = "new" if len(different) >= DECIDES_FROM else "undecided"
     cases = []
@@ -187,8 +199,18 @@ def find_copies(
         cases.append(NoveltyOfCase(name, nearest["latent"], nearest["image"], copied, verdict))
         on_done("comparing", number, len(generated), name)
     cases.sort(key=lambda case: min(getattr(case, s)[0].distance / expected[s].median for s in SPACES))
-    repeated = {compared[number]: compared[first] for number, first in first_of.items()}
-    return NoveltyReport(tuple(cases), expected, len(training), repeated, tuple(left_out))
+    return NoveltyReport(tuple(cases), expected, len(training), len(compared), repeated, tuple(left_out))
+
+
+def _again(repeated: dict[str, str]) -> str:
+    if not repeated:
+        return ""
+    listed = ", ".join(f"{name} = {first}" for name, first in repeated.items())
+    return f"{counted(len(repeated), 'training volume')} of a patient who is there already: {listed}."
+
+
+def _left_out(reasons: Sequence[str]) -> str:
+    return f"Left out: {' '.join(reasons)}" if reasons else ""
 
 
 def _distances(chosen: list[Signature], space: str, on_done: OnDone) -> np.ndarray:
@@ -196,7 +218,7 @@ def _distances(chosen: list[Signature], space: str, on_done: OnDone) -> np.ndarr
     distances = np.full((len(chosen), len(chosen)), np.inf)
     for row, one in enumerate(chosen):
         for column in range(row):
-            distances[row, column] = distances[column, row] = max(one.distance(chosen[column], space), 1e-6)
+            distances[row, column] = distances[column, row] = one.distance(chosen[column], space)
         on_done(f"distances between patients, {space}", row + 1, len(chosen), "")
     return distances
 
@@ -204,18 +226,26 @@ def _distances(chosen: list[Signature], space: str, on_done: OnDone) -> np.ndarr
 def _repeated(apart: Sequence[np.ndarray]) -> dict[int, int]:
     """Number of a volume → number of the first one of the same patient, by the distances of pairs in every space.
 
-    Most pairs are of different patients even where each patient is there twice.
+    Pairs that are found do not tell how far apart different patients are: without them it is asked again, until no more
+    are found.
     """
-    same = np.ones(apart[0].shape, bool)
-    for distances in apart:
-        logarithms = np.log(distances)
-        middle, deviation = _middle(logarithms[np.tril_indices(len(logarithms), -1)].tolist())
-        same &= logarithms < middle - _REPEATED * max(deviation, _LEAST_DEVIATION_OF_PAIRS)
+    rows, columns = np.tril_indices(len(apart[0]), -1)
+    pairs = [np.log(np.maximum(distances[rows, columns], _LEAST_DISTANCE)) for distances in apart]
+    same = np.all([logarithms < math.log(_IDENTICAL) for logarithms in pairs], axis=0)
+    while not same.all():
+        found = same.copy()
+        bounds = []
+        for logarithms in pairs:
+            middle, deviation = _middle(logarithms[~same].tolist())
+            bounds.append(middle - _REPEATED * max(deviation, _LEAST_DEVIATION_OF_PAIRS))
+        found |= np.all([logarithms < bound for logarithms, bound in zip(pairs, bounds, strict=True)], axis=0)
+        if (found == same).all():
+            break
+        same = found
     first_of: dict[int, int] = {}
-    for number in range(len(same)):
-        earlier = [other for other in range(number) if same[number, other] and other not in first_of]
-        if earlier:
-            first_of[number] = earlier[0]
+    for row, column in zip(rows[same].tolist(), columns[same].tolist(), strict=True):
+        if row not in first_of and column not in first_of:
+            first_of[row] = column
     return first_of
 
 
@@ -225,7 +255,7 @@ def expected_between(distances: np.ndarray) -> Expected:
     Args:
         distances: ``(N, N)``, infinite on the diagonal.
     """
-    nearest = distances.min(axis=1)
+    nearest = np.maximum(distances.min(axis=1), _LEAST_DISTANCE)
     count = len(nearest)
     middle, deviation = _middle(np.log(nearest).tolist())
     # Of one more draw from a normal distribution whose mean and deviation are known from so many.

@@ -37,7 +37,7 @@ class Signature:
         spectra: Space → spectrum of the array without its mean, of length 1.
 
     Raises:
-        RequestError: Nothing in the image is brighter than −300 HU.
+        RequestError: Nothing in the image is brighter than −300 HU, or it holds NaN or infinity.
     """
 
     def __init__(self, image: Volume, grid: Grid, encode: Encode) -> None:
@@ -61,10 +61,12 @@ class Signature:
 
 def _centred(image: Volume, grid: Grid) -> np.ndarray:
     """The image on a grid of this size whose middle is the body's centre of gravity, clipped to ±1000 HU."""
+    if not np.isfinite(image.array).all():
+        raise RequestError("The image holds NaN or infinity.")
     image = Volume(*to_canonical(image.array, image.affine), image.units)
     body = body_of(image.array)
     if not body.any():
-        raise RequestError("The image is blank: nothing is brighter than -300 HU. Leave it out.")
+        raise RequestError("The image is blank: nothing is brighter than -300 HU.")
     counts = [body.sum(axis=tuple({0, 1, 2} - {axis}), dtype=np.int64) for axis in range(3)]
     index = [float(count @ np.arange(count.size)) / int(count.sum()) for count in counts]
     center = (image.affine @ np.append(index, 1.0))[:3]

@@ -79,10 +79,10 @@ class AutoencoderFeatures:
         """
         image = self._geometry.apply(volume, self._divisor)
         if not np.isfinite(image).all():
-            raise RequestError("The image holds NaN or infinity, so it has no features. Leave it out, or repair it.")
+            raise RequestError("The image holds NaN or infinity, so it has no features.")
         body = body_of(image)
         if not body.any():
-            raise RequestError(f"The image is blank: nothing is brighter than {_TISSUE_HU:g} HU. Leave it out.")
+            raise RequestError(f"The image is blank: nothing is brighter than {_TISSUE_HU:g} HU.")
         hidden = self._hidden(image)
         share = _share_of(body, hidden.shape[1:])
         middles = {axis: self._geometry.middle(hidden.shape[axis + 1]) for axis in PLANES.values()}

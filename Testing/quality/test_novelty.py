@@ -113,6 +113,26 @@ def test_patients_twice_in_the_training_set_do_not_hide_copies(training: dict[st
         assert doubled.expected[space].copy_below == pytest.approx(expected.copy_below, rel=1e-6), space
 
 
+@pytest.mark.parametrize("scans", [6, 10, 40])
+def test_many_scans_of_one_patient_do_not_hide_a_copy(training: dict[str, Signature], scans: int) -> None:
+    rng = np.random.default_rng(5)
+    several = {f"s{n}": signature(patient(50) + rng.normal(0, 5, SHAPE)) for n in range(scans)}
+    few = dict(list(training.items())[:6])
+    copy = patient(50) + rng.normal(0, 20, SHAPE)
+    report = find_copies({"copy": signature(copy), "new": signature(patient(60))}, {**few, **several})
+    assert report.repeated == {f"s{n}": "s0" for n in range(1, scans)}
+    assert [case.name for case in report.copies] == ["copy"]
+    with pytest.raises(RequestError, match=r"1 training volume of different.*there already"):
+        find_copies({}, several)
+
+
+def test_of_many_training_volumes_some_tell_how_far_apart_patients_are(training: dict[str, Signature]) -> None:
+    many = {f"{name} {n}": one for n in range(15) for name, one in training.items()}
+    report = find_copies({"new": signature(patient(60))}, many)
+    assert (report.training, report.compared) == (240, 120)
+    assert "from 120 of the training volumes" in str(report)
+
+
 def test_with_few_patients_nothing_is_called_new(training: dict[str, Signature]) -> None:
     few = dict(list(training.items())[:6])
     report = compared(few, copy=patient(3) + 0.1, other=patient(50))
@@ -122,10 +142,17 @@ def test_with_few_patients_nothing_is_called_new(training: dict[str, Signature])
 
 
 def test_what_cannot_be_compared_is_said(training: dict[str, Signature]) -> None:
-    with pytest.raises(RequestError, match=r"3 training volumes do not tell.*4 at least"):
+    with pytest.raises(RequestError, match=r"3 training volumes of different patients do not tell.*4 at least"):
         find_copies({}, dict(list(training.items())[:3]))
-    with pytest.raises(RequestError, match=r"2 training volumes do not tell"):
-        find_copies({}, {name: training[name[:2]] for name in ("t0", "t0 again", "t1", "t1 again")})
+    doubled = {name: training[name[:2]] for name in ("t0", "t0 again", "t1", "t1 again")}
+    with pytest.raises(
+        RequestError, match=r"2 training volumes of different.*2 training volumes.*there already: t0 ag"
+    ):
+        find_copies({}, doubled)
+    with pytest.raises(RequestError, match=r"1 training volume .*Left out: c\.nii is damaged\. Give 4"):
+        find_copies({}, {"t0": training["t0"]}, left_out=["c.nii is damaged."])
+    with pytest.raises(RequestError, match="NaN"):
+        signature(np.where(patient(0) > 300, np.nan, patient(0)))
     with pytest.raises(RequestError, match="blank"):
         signature(np.full(SHAPE, -1000.0))
 
