@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import quote
 
 import typer
 
@@ -25,7 +27,8 @@ def run(
         str | None, typer.Option("--ddpm", help="Bundle of the DDPM variant, to compare in all its steps.")
     ] = None,
     steps: Annotated[
-        list[int] | None, typer.Option("--steps", help="Steps of the solvers; repeat. Default 5 10 20 30 50 100.")
+        list[int] | None,
+        typer.Option("--steps", min=1, help="Steps of the solvers; repeat. Default 5 10 20 30 50 100."),
     ] = None,
     solver: Annotated[list[str] | None, typer.Option("--solver", help="Solvers; repeat. Default: all.")] = None,
     other: Annotated[
@@ -47,7 +50,7 @@ def run(
     from MAISILib.bundles.bundle import open_bundle
     from MAISILib.cli.evaluate_codec import codec_of
     from MAISILib.cli.running import cancel_on_interrupt, measuring_line, progress_on_stderr
-    from MAISILib.diffusion.solver_names import SOLVER_NAMES, check_solver
+    from MAISILib.diffusion.solver_names import SOLVER_NAMES, choose_sampling
     from MAISILib.errors import RequestError
     from MAISILib.files.atomic import atomic_path, check_writable, write_text
     from MAISILib.files.images import read_image
@@ -60,11 +63,14 @@ def run(
     kinds = [one.manifest.schedule.kind for one in opened]
     if ddpm is not None and kinds[1] != "ddpm":
         raise RequestError(f"--ddpm {ddpm!r} is of kind {kinds[1]!r}. Give the bundle of a DDPM variant.")
-    solvers = solver or list(SOLVER_NAMES[kinds[0]])
-    for name in solvers:
-        check_solver(name, kinds[0])
+    solvers = list(dict.fromkeys(solver or SOLVER_NAMES[kinds[0]]))
+    counts = list(dict.fromkeys(steps or STEPS))
+    for name, count in itertools.product(solvers, counts):
+        choose_sampling(opened[0].manifest.schedule, solver=name, steps=count)
+    if out.is_dir():
+        raise RequestError(f"--out {out} is a folder. Give a file, for example {out / 'results.md'}.")
     model = {one.folder: f"{one.name}-{one.weights_sha256()['diffusion'][:8]}" for one in opened}
-    first = [Sampling(model[opened[0].folder], kinds[0], s, n) for s in solvers for n in steps or STEPS]
+    first = [Sampling(model[opened[0].folder], kinds[0], s, n) for s in solvers for n in counts]
     second = [
         Sampling(model[one.folder], "ddpm", SOLVER_NAMES["ddpm"][0], one.manifest.schedule.train_timesteps)
         for one in opened[1:]
@@ -72,6 +78,10 @@ def run(
     by_model = {model[one.folder]: one for one in opened}
     cases = find_images(data, limit=images)
     others = {path: find_images(path) for path in other or ()}
+    short = [path.resolve().name for path in (data, *others)]
+    names = {
+        path: name if short.count(name) == 1 else str(path) for path, name in zip((data, *others), short, strict=True)
+    }
     check_writable(work)
     check_writable(out.parent)
     with cancel_on_interrupt() as cancel, progress_on_stderr(measuring_line, measuring_line) as on_progress:
@@ -86,6 +96,19 @@ def run(
         def make(case: ImageFile, way: Sampling, number: int) -> tuple[Volume, float]:
             return _image(by_model[way.model], case, way, seed, number, device, cancel)
 
+        codec, intensity = codec_of(opened[0], device), opened[0].manifest.intensity
+        fidelity = {
+            path: evaluate_codec(
+                found,
+                lambda image: codec.decode(codec.encode(image)),
+                opened[0].labels,
+                compression=opened[0].compression,
+                bounds=(intensity.low, intensity.high),
+                spacing=spacing or opened[0].manifest.recommended[0].spacing,
+                on_case=lambda done, total, name: on_done("codec", done, total, name),
+            )
+            for path, found in {data: cases, **others}.items()
+        }
         rows = measure(
             [*first, *second],
             cases,
@@ -98,19 +121,6 @@ def run(
             resampled=spacing is not None,
             on_done=on_done,
         )
-        codec, intensity = codec_of(opened[0], device), opened[0].manifest.intensity
-        fidelity = {
-            path.name: evaluate_codec(
-                found,
-                lambda image: codec.decode(codec.encode(image)),
-                opened[0].labels,
-                compression=opened[0].compression,
-                bounds=(intensity.low, intensity.high),
-                spacing=spacing or opened[0].manifest.recommended[0].spacing,
-                on_case=lambda done, total, name: on_done("codec", done, total, name),
-            )
-            for path, found in {data: cases, **others}.items()
-        }
     chart, picture = out.with_name(f"{out.stem}-steps.svg"), out.with_name(f"{out.stem}-images.png")
     write_text(chart, chart_of(rows[: len(first)]))
     shown = [way for way in first if way.solver == solvers[0]] + second
@@ -124,17 +134,20 @@ def run(
         "# Results",
         f"Made by `maisi evaluate tables`; {len(cases)} real CTs and their masks, seed {seed}; "
         f"{rows[0].report.features}. Time is that of the fastest image, as a multiple of the first row's.",
-        f"## Steps and solvers\n\n{table_of(rows[: len(first)])}\n\n![FID against steps]({chart.name})",
+        f"## Steps and solvers\n\n{table_of(rows[: len(first)])}\n\n![FID against steps]({quote(chart.name)})",
     ]
     if second:
         like = min(first, key=lambda way: (way.solver != solvers[0], abs(way.steps - 30)))
         pair = [row for row in rows if row.sampling == like or row.sampling in second]
         parts.append(f"## Rectified flow and DDPM\n\n{table_of(pair)}")
-    parts.append(f"## Images of one mask\n\n![A real CT, and images that were made of its mask]({picture.name})")
-    parts += [f"## The autoencoder on {name}\n\n{report.table()}" for name, report in fidelity.items()]
+    parts.append(f"## Images of one mask\n\n![A real CT, and images that were made of its mask]({quote(picture.name)})")
+    parts += [f"## The autoencoder on {names[path]}\n\n{report.table()}" for path, report in fidelity.items()]
     write_text(out, "\n\n".join(parts) + "\n")
     if as_json:
-        told = {"rows": [row.to_dict() for row in rows], "codec": {n: r.to_dict() for n, r in fidelity.items()}}
+        told = {
+            "rows": [row.to_dict() for row in rows],
+            "codec": {names[path]: report.to_dict() for path, report in fidelity.items()},
+        }
         typer.echo(json.dumps({**told, "files": [str(out), str(chart), str(picture)]}, indent=2, ensure_ascii=False))
         return
     typer.echo(f"{out}\n{chart}\n{picture}")

@@ -96,8 +96,8 @@ def draw_preview(
 
     picture = Image.new("RGB", (_WIDTH, height), _BACKGROUND)
     draw = ImageDraw.Draw(picture)
-    draw.text((_MARGIN, _MARGIN), _shortened(title, 80), fill=_TEXT, font=_font(22))
-    draw.text((_WIDTH - _MARGIN, _MARGIN), _shortened(notice, 80), fill=_AMBER, font=_font(22), anchor="ra")
+    draw.text((_MARGIN, _MARGIN), shortened(title, 80), fill=_TEXT, font=_font(22))
+    draw.text((_WIDTH - _MARGIN, _MARGIN), shortened(notice, 80), fill=_AMBER, font=_font(22), anchor="ra")
     left = (_WIDTH - sum(width for width, _ in sizes.values()) - 2 * _GAP) // 2
     for name, (cut, *_) in _PLANES.items():
         size = sizes[name]
@@ -136,7 +136,7 @@ class _Legend:
             column, line = divmod(number, self._lines)
             x, y = _MARGIN + column * self._COLUMN, top + 6 + line * self._LINE
             draw.rounded_rectangle((x, y + 2, x + 13, y + 15), 3, fill=color)
-            draw.text((x + 21, y + 9), _shortened(name, 30), fill=_TEXT, font=_font(14), anchor="lm")
+            draw.text((x + 21, y + 9), shortened(name, 30), fill=_TEXT, font=_font(14), anchor="lm")
 
 
 def _label(value: int, table: LabelTable) -> tuple[str, tuple[int, int, int]]:
@@ -276,6 +276,7 @@ def _font(size: int) -> Any:
     return ImageFont.load_default(size)
 
 
-def _shortened(text: str, length: int) -> str:
+def shortened(text: str, length: int) -> str:
+    """The text, or its beginning with dots where it has more letters."""
     text = text.translate(_PLAIN_SIGNS)
     return text if len(text) <= length else text[: length - 3] + "..."

@@ -27,7 +27,7 @@ from MAISILib.errors import OutputError
 from MAISILib.files.atomic import write_text
 from MAISILib.generation.workload import Work
 
-_FORMAT = 2
+_FORMAT = 3
 #: Channels of the probe's convolutions, each with the edge of its volume: some ten milliseconds of work on a CPU core.
 _PROBED = {16: 40, 64: 20, 256: 10}
 #: Each of them is repeated so often at least, and for so many seconds, in each of some rounds; the fastest counts.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -40,7 +41,7 @@ def find_images(source: Path | str, root: Path | str | None = None, limit: int |
 
     Args:
         source: A folder (``X_ct``/``X_seg``, ``X``/``X_mask``, ``image``/``mask`` and the like, at any depth), a text
-            file with one path in each line, or one image.
+            file with one path in each line, or one image. Masks are found beside the images.
         root: What paths in a text file start from; its own folder where not given.
         limit: At most so many: the first ones.
 
@@ -111,7 +112,7 @@ def named(problems: Sequence[str], total: int) -> str:
     """One message about all files that cannot be used."""
     listed = " ".join(f"({number}) {text}" for number, text in enumerate(problems, 1))
     found = f"{len(problems)} of {counted(total, 'image')} cannot be used: {listed}"
-    return f"{found} Repair them, or go on without them: --skip-bad."
+    return f"{found} Repair them, or go on without them: --skip-bad, or a text file that lists the others."
 
 
 def _spacing_along_ras(grid: Grid) -> Spacing:
@@ -152,7 +153,11 @@ def _in_list(file: Path, root: Path) -> list[ImageFile]:
     if missing:
         files = counted(len(missing), "file")
         raise FileFormatError(f"{file} lists {files} that cannot be found: {', '.join(missing)}.")
-    return _unique([ImageFile(_name(path, root), path) for path in paths])
+    masks: dict[Path, Path | None] = {}
+    for folder in dict.fromkeys(path.parent for path in paths):
+        with contextlib.suppress(FileFormatError):  # stored under names that tell nothing
+            masks |= {pair.image: pair.label for pair in find_pairs(folder)[0]}
+    return _unique([ImageFile(_name(path, root), path, masks.get(path)) for path in paths])
 
 
 def _name(path: Path, folder: Path) -> str:

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from MAISILib.files.preview import SOFT_TISSUE
+from MAISILib.files.preview import SOFT_TISSUE, shortened
 from MAISILib.resampling import resample_volume, to_canonical
 from MAISILib.volumes import Volume
 
 _COLUMN, _GAP, _HEADER, _PER_ROW = 300, 8, 26, 4
+#: Of a title.
+_LETTERS = 36
 _BACKGROUND, _TEXT = (17, 19, 22), (232, 234, 237)
 #: Outside of an image, as air.
 _AIR = -1000.0
@@ -42,13 +44,15 @@ def compare_images(images: Mapping[str, Volume]) -> Any:
     low, high = SOFT_TISSUE
     for number, (title, image) in enumerate(images.items()):
         x, y = _GAP + number % columns * (_COLUMN + _GAP), _GAP + number // columns * tile
-        draw.text((x, y), title, fill=_TEXT, font=font)
+        draw.text((x, y), shortened(title, _LETTERS), fill=_TEXT, font=font)
         y += _HEADER
         values = resample_volume(image, first.grid, fill=_AIR).array
         for cut, height in heights.items():
             plane = np.take(values, middle[cut], axis=cut).T[::-1, ::-1]
             grey = ((plane - low) / (high - low)).clip(0, 1) * 255
-            shown = Image.fromarray(np.ascontiguousarray(grey.astype(np.uint8))).resize((_COLUMN, height), 1)
+            shown = Image.fromarray(np.ascontiguousarray(grey.astype(np.uint8))).resize(
+                (_COLUMN, height), Image.Resampling.BILINEAR
+            )
             picture.paste(shown, (x, y))
             y += height + _GAP
     return picture

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from MAISILib.anatomy.labels import LabelTable
-from MAISILib.errors import FileFormatError
+from MAISILib.anatomy.masks import check_mask
+from MAISILib.errors import FileFormatError, RequestError
 from MAISILib.files.atomic import write_text
-from MAISILib.files.images import read_mask
+from MAISILib.files.images import read_image, read_mask
 from MAISILib.files.nifti import write_volume
 from MAISILib.quality.counting import counted
 from MAISILib.quality.fid_evaluation import Features, FidReport, OnDone, check_apart, check_several, evaluate_fid
-from MAISILib.quality.image_sets import ImageFile
+from MAISILib.quality.image_sets import ImageFile, about, check_spacings, named
 from MAISILib.volumes import Volume
 
 #: Steps of the published comparison.
@@ -112,9 +113,9 @@ def measure(
         on_done: Called after each image; may raise to stop.
 
     Raises:
-        FileFormatError: A case has no mask, or one that cannot be read.
+        FileFormatError: Images that cannot be used (all of them are named), or a mask that is missing or damaged.
         MaskError: A mask holds what is not in ``labels``.
-        RequestError: There are less than two cases, or ``work`` lies among them.
+        RequestError: There are less than two cases, voxel sizes differ, or ``work`` lies among them.
     """
     check_apart(work, "real", real, cases, "--work")
     without = [str(case.path) for case in cases if case.mask is None]
@@ -122,12 +123,13 @@ def measure(
         named = ", ".join([*without[:3], *(["…"] if len(without) > 3 else [])])
         raise FileFormatError(f"{counted(len(without), 'image')} without a mask to make an image of: {named}.")
     check_several(len(cases), "real")
-    for number, case in enumerate(cases):
-        mask = _mask_sha256(case, labels)
+    # All of them are sound before the first image is made.
+    masks = [_mask_sha256(case, labels) for case in cases]
+    _check_images(cases, make_features(), resampled, on_done)
+    for number, (case, mask) in enumerate(zip(cases, masks, strict=True)):
         for way in ways:
             made_of = origin(way, seed, number, mask)
-            place = image_file(work, way, case).parent
-            _make_once(place, made_of, lambda c=case, w=way, n=number: make(c, w, n))
+            _make_once(image_file(work, way, case), made_of, lambda c=case, w=way, n=number: make(c, w, n))
             on_done("images", number + 1, len(cases), f"{case.name}, {way.solver} {way.steps}")
     real_root = (real if real.is_dir() else real.parent).absolute()
     real_list = _listed(work / "lists" / "real.txt", [case.path.absolute() for case in cases])
@@ -165,23 +167,46 @@ def _mask_sha256(case: ImageFile, labels: LabelTable) -> str:
     """Of the voxels (little-endian int32, C order), their shape (int64) and the affine (float64, rounded to 1e-4)."""
     assert case.mask is not None
     mask = read_mask(case.mask, labels)
+    check_mask(mask, labels)
     found = hashlib.sha256(np.ascontiguousarray(mask.array, "<i4").tobytes())
     found.update(np.array(mask.array.shape, "<i8").tobytes())
     found.update((np.asarray(mask.affine, "<f8").round(4) + 0.0).tobytes())  # no negative zeros
     return found.hexdigest()
 
 
-def _make_once(place: Path, made_of: dict[str, Any], make: Callable[[], tuple[Volume, float]]) -> None:
-    told = place / "seconds.json"
+def _check_images(cases: Sequence[ImageFile], features: Features, resampled: bool, on_done: OnDone) -> None:
+    problems: list[str] = []
+    if not resampled:
+        _, problems = check_spacings([cases], "Give --spacing to resample all of them.")
+    for number, case in enumerate(cases, 1):
+        try:
+            features(read_image(case.path))
+        except (FileFormatError, RequestError) as error:
+            problems.append(about(case, error))
+        on_done("looking through", number, len(cases), case.name)
+    if problems:
+        raise FileFormatError(named(list(dict.fromkeys(problems)), len(cases)))
+
+
+def _make_once(file: Path, made_of: dict[str, Any], make: Callable[[], tuple[Volume, float]]) -> None:
+    told = file.with_name("seconds.json")
     if told.is_file():
         known = _told(told)
-        if known and {**known, **made_of} == known:
+        if known and {**known, **made_of} == known and _is_image(file):
             return
         told.unlink()  # first: else a run stopped between the two files leaves an image with another one's origin
     image, seconds = make()
-    write_volume(image, place / "image.nii.gz", f"{made_of['solver']} {made_of['steps']}")
+    write_volume(image, file, f"{made_of['solver']} {made_of['steps']}")
     # Last: an image without it is made again.
     write_text(told, json.dumps({"seconds": seconds, **made_of}, indent=2) + "\n")
+
+
+def _is_image(file: Path) -> bool:
+    try:
+        read_image(file)
+    except FileFormatError:
+        return False
+    return True
 
 
 def _listed(file: Path, paths: Sequence[Path]) -> Path:
@@ -194,7 +219,8 @@ def _told(file: Path) -> dict[str, Any]:
     """What is known about an image; nothing where the file is damaged, and then the image is made again."""
     try:
         known = dict(json.loads(file.read_text(encoding="utf-8")))
-        return known if 0 <= float(known["seconds"]) < math.inf else {}
+        known["seconds"] = float(known["seconds"])
+        return known if 0 <= known["seconds"] < math.inf else {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
@@ -233,14 +259,13 @@ def chart_of(rows: Sequence[Row]) -> str:
         return _LEFT + along * (_WIDTH - _LEFT - 120), height(row.report.fid["mean"])
 
     shapes = [f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>']
-    for tick in (
-        n * 10.0**k for k in range(math.floor(math.log10(low)), math.ceil(math.log10(high))) for n in (1, 2, 5)
-    ):
-        if low <= tick <= high:
-            y = height(tick)
-            shapes.append(f'<line x1="{_LEFT}" x2="{_WIDTH - 110}" y1="{y:.0f}" y2="{y:.0f}" stroke="#e3e6e9"/>')
-            shapes.append(f'<text x="{_LEFT - 8}" y="{y + 4:.0f}" text-anchor="end">{tick:.3g}</text>')
-    named = set()
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    ticks = [tick for tick in (n * 10.0**k for k in decades for n in (1, 2, 5)) if low <= tick <= high]
+    for tick in ticks if len(ticks) > 1 else sorted({*values}):
+        y = height(tick)
+        shapes.append(f'<line x1="{_LEFT}" x2="{_WIDTH - 110}" y1="{y:.0f}" y2="{y:.0f}" stroke="#e3e6e9"/>')
+        shapes.append(f'<text x="{_LEFT - 8}" y="{y + 4:.0f}" text-anchor="end">{tick:.3g}</text>')
+    labelled = set()
     for number, solver in enumerate(solvers):
         color = _COLORS[number % len(_COLORS)]
         line = sorted((row for row in rows if row.sampling.solver == solver), key=lambda row: row.sampling.steps)
@@ -250,8 +275,8 @@ def chart_of(rows: Sequence[Row]) -> str:
         shapes += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{color}"/>' for x, y in points]
         shapes.append(f'<text x="{_WIDTH - 100}" y="{40 + 20 * number}" fill="{color}">{solver}</text>')
         for row, (x, _) in zip(line, points, strict=True):
-            if row.sampling.steps not in named:
-                named.add(row.sampling.steps)
+            if row.sampling.steps not in labelled:
+                labelled.add(row.sampling.steps)
                 shapes.append(f'<text x="{x:.1f}" y="{_BOTTOM + 18}" text-anchor="middle">{row.sampling.steps}</text>')
     shapes.append(f'<text x="{(_LEFT + _WIDTH - 110) / 2:.0f}" y="{_HEIGHT - 10}" text-anchor="middle">steps</text>')
     shapes.append(f'<text x="16" y="{_BOTTOM / 2:.0f}" transform="rotate(-90 16 {_BOTTOM / 2:.0f})">2.5D FID</text>')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -183,3 +184,16 @@ def test_tables_are_made_once_and_written_as_a_page(
     common = ("evaluate", "tables", "real", "--bundle", tiny)
     assert "of kind 'rflow'" in refused(*common, "--ddpm", tiny).err
     assert "Unknown solver 'eular'" in refused(*common, "--solver", "eular").err
+    assert "2000 steps are too many" in refused(*common, "--steps", 1, "--steps", 2000).err
+    (work / "folder").mkdir()
+    assert "is a folder. Give a file" in refused(*common, "--out", "folder").err
+    (work / "list.txt").write_text("real/p0/image.nii.gz\nreal/p1/image.nii.gz\n", encoding="utf-8")
+    shutil.copytree(work / "real", work / "elsewhere" / "real")
+    others = ("--other", "elsewhere/real", "--work", "listed", "--out", "my page.md", "--steps", 1, "--steps", 1)
+    outcome = maisi("evaluate", "tables", "list.txt", "--bundle", tiny, "--solver", "euler", *others)
+    assert outcome.code == 0, outcome.err
+    page = (work / "my page.md").read_text(encoding="utf-8")
+    assert page.count("| euler | 1 |") == 1
+    assert "## The autoencoder on list.txt" in page
+    assert "## The autoencoder on real" in page
+    assert "(my%20page-steps.svg)" in page

@@ -77,7 +77,7 @@ def test_runs_too_short_to_tell_are_not_remembered(data_folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", '{"format": 99, "devices": {}}', '{"format": 2, "devices": []}', "[" * 100_000],
+    ["", "{", "[]", '{"format": 99, "devices": {}}', '{"format": 3, "devices": []}', "[" * 100_000],
 )
 def test_a_file_of_another_kind_is_measured_over(probes: list[str], data_folder: Path, content: str) -> None:
     data_folder.mkdir()
@@ -85,7 +85,7 @@ def test_a_file_of_another_kind_is_measured_over(probes: list[str], data_folder:
     path.write_text(content)
     Machine("cpu", torch.float32, path)
     assert probes == ["cpu"]
-    assert json.loads(path.read_text())["format"] == 2
+    assert json.loads(path.read_text())["format"] == 3
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,8 @@ class SliceMeans:
     def __call__(self, volume: Volume) -> dict[str, np.ndarray]:
         self.seen += 1
         array = volume.array.astype(float)
+        if array.max() < -300:
+            raise RequestError("The image is blank.")
         axes = {plane: tuple({0, 1, 2} - {axis}) for plane, axis in PLANES.items()}
         return {plane: np.stack([array.mean(a), array.std(a)], axis=1) / 100 for plane, a in axes.items()}
 

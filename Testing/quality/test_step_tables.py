@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from MAISILib.anatomy.labels import default_table
-from MAISILib.errors import FileFormatError, RequestError
+from MAISILib.errors import FileFormatError, MaisiError, RequestError
 from MAISILib.quality.image_sets import ImageFile, find_images
 from MAISILib.quality.step_tables import Row, Sampling, chart_of, measure, table_of
 from MAISILib.volumes import Volume
@@ -115,22 +117,78 @@ def test_chart_has_a_line_for_each_solver_and_a_point_for_each_set(real: Path, t
     assert {"euler", "heun", "1", "4", "steps"} <= {text.text for text in chart.findall(f"{name}text")}
 
 
+def test_chart_of_distances_that_are_close_tells_them(real: Path, tmp_path: Path) -> None:
+    row = run(real, Maker(), tmp_path / "work")[0]
+    rows = [
+        dataclasses.replace(row, report=dataclasses.replace(row.report, fid={**row.report.fid, "mean": mean}))
+        for mean in (2.6, 3.0)
+    ]
+    texts = {text.text for text in ElementTree.fromstring(chart_of(rows)).iter("{http://www.w3.org/2000/svg}text")}
+    assert {"2.6", "3"} <= texts
+
+
 def test_images_without_masks_are_named(tmp_path: Path) -> None:
     write_ct(tmp_path / "real" / "p0_ct.nii.gz", patient_and_mask(0)[0])
     with pytest.raises(FileFormatError, match=r"p0_ct\.nii\.gz"):
         run(tmp_path / "real", Maker(), tmp_path / "work")
 
 
-def test_damaged_note_of_an_image_has_it_made_again(real: Path, tmp_path: Path) -> None:
+def test_image_that_is_damaged_or_whose_note_is_has_it_made_again(real: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     run(real, Maker(), work)
     notes = sorted((work / "images").rglob("seconds.json"))
     for note, content in zip(notes, ("{", "[1]", '{"seconds": "x"}', '{"seconds": -1}'), strict=False):
         note.write_text(content, encoding="utf-8")
+    notes[4].with_name("image.nii.gz").unlink()
+    cut = notes[5].with_name("image.nii.gz")
+    cut.write_bytes(cut.read_bytes()[:100])
+    as_text = json.loads(notes[6].read_text(encoding="utf-8"))
+    notes[6].write_text(json.dumps({**as_text, "seconds": str(as_text["seconds"])}), encoding="utf-8")
     again = Maker()
     rows = run(real, again, work)
-    assert again.made == 4
+    assert again.made == 6
     assert [row.seconds for row in rows] == [1, 4, 1, 4]
+
+
+def damaged_mask(last: Path) -> None:
+    (last / "mask.nii.gz").write_bytes(b"no mask")
+
+
+def unknown_label(last: Path) -> None:
+    image, mask = patient_and_mask(2)
+    write_ct(last / "mask.nii.gz", np.where(mask.array > 0, 250, 0))
+    write_ct(last / "image.nii.gz", image)
+
+
+def damaged_image(last: Path) -> None:
+    (last / "image.nii.gz").write_bytes(b"no image")
+
+
+def blank_image(last: Path) -> None:
+    image, mask = patient_and_mask(2)
+    write_case(last, image * 0 - 1000, mask)
+
+
+def other_voxels(last: Path) -> None:
+    write_ct(last / "image.nii.gz", patient_and_mask(2)[0], (6.0, 6.0, 4.5))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (damaged_mask, "mask"),
+        (unknown_label, "250"),
+        (damaged_image, r"1 of 3 images cannot be used.*p2.*a text file that lists the others"),
+        (blank_image, r"1 of 3 images cannot be used.*p2.*blank"),
+        (other_voxels, "different voxel sizes.*--spacing"),
+    ],
+)
+def test_all_cases_are_looked_through_before_anything_is_made(
+    real: Path, tmp_path: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    spoil(real / "p2")
+    with pytest.raises(MaisiError, match=message):
+        run(real, Maker(stop_at=1), tmp_path / "work")
 
 
 def test_what_cannot_be_measured_is_refused_before_anything_is_made(real: Path, tmp_path: Path) -> None:
