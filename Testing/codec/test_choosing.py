@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from MAISILib.bundles.networks import build_network
 from MAISILib.codec import strategies
 from MAISILib.codec.choosing import Ways, choose, counted
 from MAISILib.codec.layers import decoder_layers, encoder_layers
 from MAISILib.codec.strategies import Strategy, Walk
+from Testing.tiny_bundle import tiny_definitions
 
 SHAPE = (32, 32, 32)
 
@@ -51,27 +53,32 @@ def test_host_memory_helps_a_device_with_little(layers: Any) -> None:
 
 @pytest.mark.parametrize("way", [Strategy(), Strategy("layers", (8, 99, 99)), Strategy("recompute", (8, 99, 99))])
 @pytest.mark.parametrize("read", [decoder_layers, encoder_layers])
-def test_operations_are_those_that_are_done(
-    autoencoder: Any, read: Any, way: Strategy, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("transposed", [False, True])
+def test_operations_of_each_width_are_those_that_are_done(
+    autoencoder: Any, read: Any, way: Strategy, transposed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from MAISILib.codec import convolutions, streaming
 
-    done = 0.0
+    done: dict[float, float] = {}
     original = convolutions.convolved
 
-    def watched(layer: Any, *arguments: Any) -> torch.Tensor:
-        nonlocal done
-        result = original(layer, *arguments)
-        done += 2.0 * result.numel() * layer.module.weight[0].numel()
+    def watched(layer: Any, tile: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        result = original(layer, tile, *arguments)
+        ends = tile if layer.kind == "transposed" else result
+        operations = 2.0 * ends.numel() * layer.module.weight[0].numel()
         if layer.shortcut is not None:
-            done += 2.0 * result.numel() * layer.shortcut.in_channels
+            operations += 2.0 * result.numel() * layer.shortcut.in_channels
+        width = (layer.in_channels * layer.out_channels) ** 0.5
+        done[width] = done.get(width, 0.0) + operations
         return result
 
     monkeypatch.setattr(streaming, "convolved", watched)
-    layers = read(autoencoder)
+    definition = tiny_definitions()["autoencoder"]
+    network = build_network({**definition, "use_convtranspose": True}) if transposed else autoencoder
+    layers = read(network.requires_grad_(False))
     volume = torch.randn(1, layers[0].in_channels, 12, 8, 8)
     streaming.stream(layers, volume, way)
-    assert Walk(layers, (12, 8, 8), way).cost().flops == pytest.approx(done)
+    assert Walk(layers, (12, 8, 8), way).cost().products == pytest.approx(done)
 
 
 def test_weighing_all_ways_takes_no_time_that_a_user_would_notice(layers: Any) -> None:

@@ -53,6 +53,13 @@ def strategies(layers: Any, shape: Any) -> list[Strategy]:
     ]
 
 
+def test_without_onednn_the_result_is_the_same(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("MAISILib.codec.convolutions._has_onednn", lambda x, module: False)
+    layers, latent = decoder_layers(network), torch.randn(1, 4, *SHAPES[1])
+    made = stream(layers, latent, Strategy("recompute", TILES[2]))
+    assert (made - network.decoder(latent)).abs().max() < 1e-5 * made.abs().max()
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_decoding_in_tiles_equals_decoding_the_whole_volume(network: Any, shape: tuple[int, int, int]) -> None:
     layers, latent = decoder_layers(network), torch.randn(1, 4, *shape)
