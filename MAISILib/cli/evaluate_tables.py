@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from MAISILib.generation.progress import CancelToken
     from MAISILib.quality.image_sets import ImageFile
     from MAISILib.quality.step_tables import Sampling
-    from MAISILib.volumes import Volume
+    from MAISILib.volumes import LabelMap, Volume
 
 
 def run(
@@ -47,13 +47,14 @@ def run(
     as_json: options.Json = False,
 ) -> None:
     """Measure FID against steps and solvers, rectified flow against DDPM, and the autoencoder; can be stopped."""
+    from MAISILib.anatomy.masks import check_mask
     from MAISILib.bundles.bundle import open_bundle
     from MAISILib.cli.evaluate_codec import codec_of
     from MAISILib.cli.running import cancel_on_interrupt, measuring_line, progress_on_stderr
     from MAISILib.diffusion.solver_names import SOLVER_NAMES, choose_sampling
     from MAISILib.errors import RequestError
     from MAISILib.files.atomic import atomic_path, check_writable, write_text
-    from MAISILib.files.images import read_image
+    from MAISILib.files.images import read_image, read_mask
     from MAISILib.generation.progress import Progress
     from MAISILib.quality.image_sets import find_images
     from MAISILib.quality.step_pictures import compare_images
@@ -96,6 +97,11 @@ def run(
         def make(case: ImageFile, way: Sampling, number: int) -> tuple[Volume, float]:
             return _image(by_model[way.model], case, way, seed, number, device, cancel)
 
+        def read_checked(path: Path) -> LabelMap:
+            mask = read_mask(path, opened[0].labels)
+            check_mask(mask, opened[0].labels)
+            return mask
+
         codec, intensity = codec_of(opened[0], device), opened[0].manifest.intensity
         fidelity = {
             path: evaluate_codec(
@@ -116,7 +122,7 @@ def run(
             data,
             lambda: features_of_bundle(opened[0], SliceGeometry(spacing=spacing), "cpu"),
             work,
-            labels=opened[0].labels,
+            read_mask=read_checked,
             seed=seed,
             resampled=spacing is not None,
             on_done=on_done,

@@ -15,16 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from MAISILib.anatomy.labels import LabelTable
-from MAISILib.anatomy.masks import check_mask
 from MAISILib.errors import FileFormatError, RequestError
 from MAISILib.files.atomic import write_text
-from MAISILib.files.images import read_image, read_mask
+from MAISILib.files.images import read_image
 from MAISILib.files.nifti import write_volume
 from MAISILib.quality.counting import counted
 from MAISILib.quality.fid_evaluation import Features, FidReport, OnDone, check_apart, check_several, evaluate_fid
 from MAISILib.quality.image_sets import ImageFile, about, check_spacings, named
-from MAISILib.volumes import Volume
+from MAISILib.volumes import LabelMap, Volume
 
 #: Steps of the published comparison.
 STEPS = (5, 10, 20, 30, 50, 100)
@@ -89,7 +87,7 @@ def measure(
     make_features: Callable[[], Features],
     work: Path,
     *,
-    labels: LabelTable,
+    read_mask: Callable[[Path], LabelMap],
     seed: int,
     resampled: bool = False,
     replicates: int | None = None,
@@ -106,15 +104,15 @@ def measure(
         real: The folder (or list) that holds the cases; names of stored features start from it.
         make_features: See :func:`evaluate_fid`.
         work: Images and features are kept here; what is there already and was made of the same is not made again.
-        labels: What the masks' labels mean.
+        read_mask: Reads a mask; raises a :class:`MaisiError` where it cannot be used.
         seed: Of the noise; with the number of a case it decides the case's noise.
         resampled: See :func:`evaluate_fid`.
         replicates: See :func:`evaluate_fid`.
         on_done: Called after each image; may raise to stop.
 
     Raises:
-        FileFormatError: Images that cannot be used (all of them are named), or a mask that is missing or damaged.
-        MaskError: A mask holds what is not in ``labels``.
+        FileFormatError: Images without a mask, or that cannot be used (all of them are named).
+        MaisiError: What ``read_mask`` raises.
         RequestError: There are less than two cases, voxel sizes differ, or ``work`` lies among them.
     """
     check_apart(work, "real", real, cases, "--work")
@@ -124,7 +122,7 @@ def measure(
         raise FileFormatError(f"{counted(len(without), 'image')} without a mask to make an image of: {named}.")
     check_several(len(cases), "real")
     # All of them are sound before the first image is made.
-    masks = [_mask_sha256(case, labels) for case in cases]
+    masks = [_mask_sha256(read_mask(case.mask)) for case in cases if case.mask is not None]
     _check_images(cases, make_features(), resampled, on_done)
     for number, (case, mask) in enumerate(zip(cases, masks, strict=True)):
         for way in ways:
@@ -163,11 +161,8 @@ def origin(way: Sampling, seed: int, number: int, mask_sha256: str) -> dict[str,
     return {**told, "seed": seed, "number": number, "mask_sha256": mask_sha256}
 
 
-def _mask_sha256(case: ImageFile, labels: LabelTable) -> str:
+def _mask_sha256(mask: LabelMap) -> str:
     """Of the voxels (little-endian int32, C order), their shape (int64) and the affine (float64, rounded to 1e-4)."""
-    assert case.mask is not None
-    mask = read_mask(case.mask, labels)
-    check_mask(mask, labels)
     found = hashlib.sha256(np.ascontiguousarray(mask.array, "<i4").tobytes())
     found.update(np.array(mask.array.shape, "<i8").tobytes())
     found.update((np.asarray(mask.affine, "<f8").round(4) + 0.0).tobytes())  # no negative zeros

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from MAISILib.anatomy.labels import default_table
+from MAISILib.anatomy.masks import check_mask
 from MAISILib.errors import FileFormatError, MaisiError, RequestError
+from MAISILib.files.images import read_mask
 from MAISILib.quality.image_sets import ImageFile, find_images
 from MAISILib.quality.step_tables import Row, Sampling, chart_of, measure, table_of
-from MAISILib.volumes import Volume
+from MAISILib.volumes import LabelMap, Volume
 from Testing.quality.image_folders import patient_and_mask, volume, write_case, write_ct
 from Testing.quality.test_fid_evaluation import SliceMeans
 
@@ -41,9 +43,15 @@ def real(tmp_path: Path) -> Path:
     return tmp_path / "real"
 
 
+def read_checked(path: Path) -> LabelMap:
+    mask = read_mask(path, default_table())
+    check_mask(mask, default_table())
+    return mask
+
+
 def run(real: Path, make: Maker, work: Path, *, seed: int = 7, limit: int | None = None) -> list[Row]:
     cases = find_images(real, limit=limit)
-    return measure(WAYS, cases, make, real, SliceMeans, work, labels=default_table(), seed=seed, replicates=0)
+    return measure(WAYS, cases, make, real, SliceMeans, work, read_mask=read_checked, seed=seed, replicates=0)
 
 
 def test_more_steps_come_nearer_and_take_longer(real: Path, tmp_path: Path) -> None:
