@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -53,6 +54,8 @@ class Processes:
             )
         except ValueError as error:
             raise RequestError(f"Precision {precision} does not work here: {error} Ask for float32.") from error
+        if several:
+            atexit.register(_leave)
 
     @property
     def count(self) -> int:
@@ -123,3 +126,11 @@ def _check_devices_of_all(device: str) -> None:
             f"This machine has GPUs for {gpus} of {here} processes. Start torchrun with --nproc_per_node={gpus}, or "
             "train with --device cpu."
         )
+
+
+def _leave() -> None:
+    """Ends the threads through which processes talk: one that is left when Python ends can abort the process."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
