@@ -243,9 +243,9 @@ def _repeated(apart: Sequence[np.ndarray]) -> dict[int, int]:
             break
         same = found
     first_of: dict[int, int] = {}
-    for row, column in zip(rows[same].tolist(), columns[same].tolist(), strict=True):
-        if row not in first_of and column not in first_of:
-            first_of[row] = column
+    for row, column in ((int(row), int(column)) for row, column in zip(rows[same], columns[same], strict=True)):
+        if row not in first_of:
+            first_of[row] = first_of.get(column, column)
     return first_of
 
 

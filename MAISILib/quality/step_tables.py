@@ -118,8 +118,8 @@ def measure(
     check_apart(work, "real", real, cases, "--work")
     without = [str(case.path) for case in cases if case.mask is None]
     if without:
-        named = ", ".join([*without[:3], *(["…"] if len(without) > 3 else [])])
-        raise FileFormatError(f"{counted(len(without), 'image')} without a mask to make an image of: {named}.")
+        listed = ", ".join([*without[:3], *(["…"] if len(without) > 3 else [])])
+        raise FileFormatError(f"{counted(len(without), 'image')} without a mask to make an image of: {listed}.")
     check_several(len(cases), "real")
     # All of them are sound before the first image is made.
     masks = [_mask_sha256(read_mask(case.mask)) for case in cases if case.mask is not None]

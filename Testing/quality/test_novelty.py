@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from MAISILib.errors import RequestError
 from MAISILib.quality.diversity import pairwise_similarity
-from MAISILib.quality.novelty import NoveltyReport, find_copies
+from MAISILib.quality.novelty import NoveltyReport, _repeated, find_copies
 from MAISILib.quality.signatures import Signature
 from MAISILib.volumes import Grid, Volume
 from Testing.quality.image_folders import SHAPE, SPACING, volume
@@ -124,6 +124,12 @@ def test_many_scans_of_one_patient_do_not_hide_a_copy(training: dict[str, Signat
     assert [case.name for case in report.copies] == ["copy"]
     with pytest.raises(RequestError, match=r"1 training volume of different.*there already"):
         find_copies({}, several)
+
+
+def test_scans_that_are_alike_in_turn_are_one_patients() -> None:
+    near = np.full((3, 3), 0.5)
+    near[0, 1] = near[1, 0] = near[1, 2] = near[2, 1] = 1e-4
+    assert _repeated([near, near]) == {1: 0, 2: 0}, "2 is like 1, which is like 0"
 
 
 def test_of_many_training_volumes_some_tell_how_far_apart_patients_are(training: dict[str, Signature]) -> None:
